@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * vmfrost: guest-consistent snapshots for bare QEMU.
+ *
+ * A snapshot freezes the guest's file systems through the guest agent, cuts all
+ * eligible disks at one instant with one QMP transaction, and thaws. This library
+ * talks to QEMU's QMP socket and to the agent's socket by itself, in the caller's
+ * libev loop; it makes no threads.
+ *
+ * LIFE CYCLE
+ *   vmfrost_new() makes a context on a loop. Each vmfrost_<verb>() starts one
+ *   operation and returns at once; its `done` callback fires exactly once, from the
+ *   loop, never from inside the call that started it. Any number of operations on
+ *   different VMs may run at a time; a second changing operation on the same VM ends with an
+ *   error that says who holds it. vmfrost_free() is allowed when no operation runs.
+ *
+ * BLOCKING USE
+ *   vmfrost_wait() runs the loop until the operations of a context are done.
+ *
+ * MEMORY
+ *   Strings given to a function are copied; they may go away when it returns. What a
+ *   callback is handed lives until the callback returns. Text returned by char ** is
+ *   the caller's, to be released with free(). Out of memory ends the process with
+ *   abort(): the guard then thaws, and the next contact tidies up.
+ *
+ * SIGNALS AND PROCESSES
+ *   SIGPIPE is never raised by this library. Before a freeze it forks a guard: a small
+ *   process in a session of its own that thaws the guest if the caller dies. It is
+ *   forked twice, so that it is never the caller's child to wait for. The library
+ *   installs no signal handler: to stop early, call vmfrost_cancel() and keep the loop
+ *   running until `done` fires.
+ *
+ * DURATIONS are in milliseconds and carry that in their name.
+ *
+ * COMPATIBILITY
+ *   Option structs begin with their size and are made by their initialiser macros; later
+ *   versions add members at their ends only. Results may grow at their ends, too.
+ */
+#ifndef VMFROST_H
+#define VMFROST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VMFROST_VERSION "0.1.0"
+
+#if defined __GNUC__
+#define VMFROST_API __attribute__((visibility("default")))
+#else
+#define VMFROST_API
+#endif
+
+struct ev_loop;
+struct vmfrost;
+struct vmfrost_op;
+
+/* How an operation ended. These are the exit codes of the command, too. */
+enum vmfrost_code {
+    VMFROST_OK = 0,
+    VMFROST_FAILED = 1,        /* failed or refused; nothing is changed */
+    VMFROST_USAGE = 2,         /* the caller's arguments make no sense */
+    VMFROST_UNREACHABLE = 3,   /* QEMU or the guest agent cannot be reached; nothing is changed */
+    VMFROST_DEADLINE = 4,      /* the deadline passed; everything is rolled back */
+    VMFROST_UNVERIFIED = 5,    /* snapshot taken, but the thaw came late or is unverified */
+    VMFROST_MAY_BE_FROZEN = 6, /* the guest may be frozen: somebody has to look */
+};
+
+/* What became of the snapshot: taken, not taken, or not known. */
+enum vmfrost_snapshot_state {
+    VMFROST_SNAPSHOT_NONE,
+    VMFROST_SNAPSHOT_TAKEN,
+    VMFROST_SNAPSHOT_UNKNOWN,
+};
+
+/* What became of the guest. */
+enum vmfrost_guest_state {
+    VMFROST_GUEST_NEVER_FROZEN,
+    VMFROST_GUEST_THAWED,
+    VMFROST_GUEST_MAY_BE_FROZEN,
+};
+
+/* The end of an operation. All pointers live until the callback returns. */
+struct vmfrost_result {
+    enum vmfrost_code code;
+    enum vmfrost_snapshot_state snapshot;
+    enum vmfrost_guest_state guest;
+    const char *text; /* what failed, in one line without control characters; "" if nothing */
+    const char *next; /* what to do about it; "" if there is nothing to say */
+    const char *json; /* the operation's document, one JSON object: see each function */
+};
+
+typedef void vmfrost_done_fn(void *data, const struct vmfrost_result *result);
+
+/* A step of a running operation, for live output. Steps inside the frozen window are told
+ * right after the thaw has been sent, with their true times. */
+struct vmfrost_event {
+    const char *operation; /* "snapshot", "delete", ... */
+    const char *step;      /* the row of the step table: "overlays", "freeze", ... */
+    const char *title;     /* for people: "Creating overlays" */
+    const char *state;     /* "started", "done", "refused", "unknown", "skipped", "progress" */
+    double elapsed_ms;     /* since the operation was accepted */
+    double percent;        /* of the step, 0 to 100; negative where that is not known */
+};
+
+typedef void vmfrost_event_fn(void *data, const struct vmfrost_event *event);
+
+enum vmfrost_log_level {
+    VMFROST_LOG_WARNING, /* something a person should see */
+    VMFROST_LOG_INFO,    /* steps and decisions */
+    VMFROST_LOG_DEBUG,   /* every message and file operation */
+};
+
+/* One line without its newline, free of control characters. */
+typedef void vmfrost_log_fn(void *data, enum vmfrost_log_level level, const char *line);
+
+struct vmfrost_settings {
+    size_t size;
+    const char *state_dir; /* NULL: $VMFROST_STATE_DIR, else /var/lib/vmfrost for root,
+                              $XDG_STATE_HOME/vmfrost or ~/.local/state/vmfrost for others */
+    vmfrost_log_fn *log;   /* NULL: no log */
+    void *log_data;
+};
+#define VMFROST_SETTINGS_INIT                                                                      \
+    {                                                                                              \
+        sizeof(struct vmfrost_settings), NULL, NULL, NULL                                          \
+    }
+
+/* A context on a loop that the caller owns and that outlives it. NULL with errno if the state
+ * folder cannot be made (vmfrost_new_error() says why). */
+VMFROST_API struct vmfrost *vmfrost_new(struct ev_loop *loop,
+                                        const struct vmfrost_settings *settings);
+VMFROST_API void vmfrost_free(struct vmfrost *context);
+/* Runs the context's loop until none of its operations is left. */
+VMFROST_API void vmfrost_wait(struct vmfrost *context);
+VMFROST_API const char *vmfrost_version(void);
+
+/*
+ * A VM is named by its name in the inventory or, with a slash in it, by the path of its QMP
+ * socket.
+ */
+
+enum vmfrost_quiesce {
+    VMFROST_QUIESCE_AUTO,    /* an agent that is there must freeze; without one, best effort */
+    VMFROST_QUIESCE_REQUIRE, /* no agent is an error */
+    VMFROST_QUIESCE_PREFER,  /* a failed freeze falls back to best effort, labelled so */
+    VMFROST_QUIESCE_SKIP,    /* never freeze */
+};
+
+enum vmfrost_method {
+    VMFROST_METHOD_EXISTING,  /* blockdev-snapshot-sync, mode=existing */
+    VMFROST_METHOD_PREOPENED, /* blockdev-add, then blockdev-snapshot */
+};
+
+struct vmfrost_snapshot_options {
+    size_t size;
+    const char *name;        /* NULL: the time, as 20260131T235959Z */
+    int64_t deadline_ms;     /* from acceptance; 0: the VM's setting, else 5 minutes */
+    int64_t frozen_limit_ms; /* freeze's first byte to cut's reply; 0: the VM's setting, else
+                                30 s, 8 s for Windows guests */
+    int64_t thaw_wait_ms;    /* how long to stay for a thaw that is not confirmed before the guard
+                                is left to go on alone; 0: 60 s */
+    enum vmfrost_quiesce quiesce;
+    enum vmfrost_method method;
+    const char *const *exclude; /* names of disks to leave out */
+    size_t exclude_count;
+};
+#define VMFROST_SNAPSHOT_OPTIONS_INIT                                                              \
+    {                                                                                              \
+        sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_AUTO,              \
+            VMFROST_METHOD_EXISTING, NULL, 0                                                       \
+    }
+
+/* Takes a snapshot. The document is its record (docs/record.md), also when it failed after it
+ * had been accepted. */
+VMFROST_API struct vmfrost_op *vmfrost_snapshot(struct vmfrost *context, const char *vm,
+                                                const struct vmfrost_snapshot_options *options,
+                                                vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                                void *data);
+
+/* Everything up to the freeze, changing nothing: would a snapshot work? The document holds
+ * "disks" with their eligibility, "agent", "warnings". */
+VMFROST_API struct vmfrost_op *vmfrost_check(struct vmfrost *context, const char *vm,
+                                             const struct vmfrost_snapshot_options *options,
+                                             vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                             void *data);
+
+/* Run state, agent, disks, chain and warnings of one VM. Works, with less to say, for a VM that
+ * is not running: the document's "running" is false then and the result still VMFROST_OK. */
+VMFROST_API struct vmfrost_op *vmfrost_status(struct vmfrost *context, const char *vm,
+                                              vmfrost_done_fn *done, void *data);
+
+/* Deletes a snapshot: a Failed record without content at once; the newest snapshot of a running
+ * VM by merging the current overlay into it. */
+VMFROST_API struct vmfrost_op *vmfrost_delete(struct vmfrost *context, const char *vm,
+                                              const char *snapshot, vmfrost_event_fn *event,
+                                              vmfrost_done_fn *done, void *data);
+
+/* Freezes by hand. The guest stays frozen when the operation is done, and the guard that was
+ * left behind thaws it after `limit_ms` (0: the frozen limit), whatever happens to the caller. */
+VMFROST_API struct vmfrost_op *vmfrost_freeze(struct vmfrost *context, const char *vm,
+                                              int64_t limit_ms, vmfrost_event_fn *event,
+                                              vmfrost_done_fn *done, void *data);
+/* Thaws, whoever froze. The document says how many file systems were thawed. */
+VMFROST_API struct vmfrost_op *vmfrost_thaw(struct vmfrost *context, const char *vm,
+                                            int64_t wait_ms, vmfrost_event_fn *event,
+                                            vmfrost_done_fn *done, void *data);
+
+/* Finishes or undoes what an interrupted operation left: thaws first, then rolls forward or
+ * back. Every changing operation does it by itself before it begins. */
+VMFROST_API struct vmfrost_op *vmfrost_recover(struct vmfrost *context, const char *vm,
+                                               vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                               void *data);
+
+/* The QEMU processes of this host that the caller may look at. The document holds "machines":
+ * pid, name, QMP and agent sockets, whether the agent's port is open. */
+VMFROST_API struct vmfrost_op *vmfrost_discover(struct vmfrost *context, vmfrost_done_fn *done,
+                                                void *data);
+
+/* Asks a running operation to stop: it unwinds (thaws, tidies up) and then ends as failed. May
+ * be called at any time before `done` fires, more than once. */
+VMFROST_API void vmfrost_cancel(struct vmfrost_op *op);
+
+/*
+ * Calls that only read or write vmfrost's own state. They return VMFROST_OK, or a code with the
+ * reason in `error_r` (may be NULL).
+ */
+
+struct vmfrost_error {
+    enum vmfrost_code code;
+    char text[1024]; /* as in struct vmfrost_result */
+    char next[512];
+};
+
+/* Why the last vmfrost_new() of this thread returned NULL. */
+VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
+
+/* Remembers a VM, or changes its settings. `settings_json` is an object with "qmp" (the socket's
+ * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
+ * ("off" or "sysrq"), "os" ("linux" or "windows"): docs/settings.md. */
+VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
+                                          const char *settings_json, struct vmfrost_error *error_r);
+/* Forgets a VM that has no snapshot records. */
+VMFROST_API enum vmfrost_code vmfrost_remove(struct vmfrost *context, const char *name,
+                                             struct vmfrost_error *error_r);
+/* A JSON array of all VMs: {"name":, "settings": {...}, "snapshots": N, "interrupted": bool}. */
+VMFROST_API enum vmfrost_code vmfrost_vms(struct vmfrost *context, char **json_r,
+                                          struct vmfrost_error *error_r);
+/* A JSON array of the records of one VM, or of all if `vm` is NULL, oldest first. */
+VMFROST_API enum vmfrost_code vmfrost_list(struct vmfrost *context, const char *vm, char **json_r,
+                                           struct vmfrost_error *error_r);
+/* One record. */
+VMFROST_API enum vmfrost_code vmfrost_show(struct vmfrost *context, const char *vm,
+                                           const char *snapshot, char **json_r,
+                                           struct vmfrost_error *error_r);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

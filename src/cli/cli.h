@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The command `vmfrost`: what its parts share.
+ *
+ * One run is one struct cli. main.c picks the command from the table and fills in the options and
+ * the target; the command's run function starts operations of the library, waits for them, and
+ * prints. Only <vmfrost.h> and src/util are used: whatever the command can do, any program can.
+ */
+#ifndef VF_CLI_CLI_H
+#define VF_CLI_CLI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "cli/out.h"
+#include "vmfrost.h"
+
+struct cli;
+
+enum cli_option {
+    OPTION_JSON,
+    OPTION_VERBOSE,
+    OPTION_QUIET,
+    OPTION_STATE_DIR,
+    OPTION_LOG,
+    OPTION_NO_COLOR,
+    OPTION_HELP,
+    OPTION_VERSION,
+    OPTION_QMP,
+    OPTION_AGENT,
+    OPTION_SET,
+    OPTION_DEADLINE,
+    OPTION_FROZEN_LIMIT,
+    OPTION_THAW_WAIT,
+    OPTION_QUIESCE,
+    OPTION_EXCLUDE,
+    OPTION_METHOD,
+    OPTION_FOR,
+    OPTION_WAIT,
+    OPTION_ALL,
+    OPTION__N,
+};
+
+/* An option as one command takes it; `help` tells its default. Lists end with NULL. */
+struct option_use {
+    enum cli_option option;
+    const char *help;
+};
+
+/* What stands behind a command. */
+enum target {
+    TARGET_NONE,
+    TARGET_COMMAND,     /* [COMMAND] */
+    TARGET_NEW_NAME,    /* NAME: of a VM, new or not */
+    TARGET_NAME,        /* NAME of the inventory */
+    TARGET_VM,          /* VM */
+    TARGET_VM_OR_ALL,   /* [VM] */
+    TARGET_VM_SNAPSHOT, /* VM[@NAME] */
+    TARGET_SNAPSHOT,    /* VM@NAME */
+    TARGET_WORDS,       /* anything, not looked at */
+};
+
+enum command_kind {
+    COMMAND_READS,    /* --json: one document */
+    COMMAND_OPERATES, /* --json: one event per line, then the result */
+};
+
+struct command {
+    const char *name;
+    const char *help; /* one line, for the overview; NULL: hidden */
+    const char *synopsis;
+    const char *about;
+    const char *examples;
+    enum command_kind kind;
+    enum target target;
+    const struct option_use *options;
+    bool stateless; /* run() needs no context, or makes its own */
+    enum vmfrost_code (*run)(struct cli *cli);
+};
+
+/* NULL-terminated, in the order of the overview. */
+extern const struct command *const commands[];
+const struct command *command_find(const char *name);
+
+/* The values of the options. */
+struct cli_options {
+    bool json, quiet, no_color, help, version, all;
+    int verbose;
+    const char *state_dir, *log, *agent;
+    char *qmp; /* with a slash in it */
+    const char **settings;
+    size_t setting_count;
+    int64_t freeze_limit_ms, thaw_wait_ms;
+    struct vmfrost_snapshot_options snapshot;
+    const char **exclude;
+    size_t exclude_count;
+};
+
+struct cli {
+    const struct command *command; /* NULL before it is known */
+    struct cli_options options;
+    char *vm;           /* name or path; NULL: none was given */
+    char *snapshot;     /* name; NULL: none was given */
+    const char **words; /* of TARGET_COMMAND and TARGET_WORDS, NULL-terminated */
+    struct out out, err;
+    struct out *log;   /* the file of --log; NULL: none */
+    struct live *live; /* whose line may stand on the terminal; NULL: nobody's */
+    struct ev_loop *loop;
+    struct vmfrost *context;
+};
+
+/* The VM, or the snapshot, as this command line's reader would write it: "web@before" or "--qmp
+ * /run/web.qmp before". `snapshot` NULL: only the VM. Owned by the caller. */
+char *cli_words_for(const char *vm, const char *snapshot);
+
+extern const struct command command_discover, command_add, command_remove, command_status,
+    command_check, command_snapshot, command_list, command_show, command_delete, command_freeze,
+    command_thaw, command_recover, command_help, command_version, command_complete;
+
+#endif

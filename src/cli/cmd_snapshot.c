@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * snapshot and delete.
+ */
+#include <stdlib.h>
+
+#include "cli/cli.h"
+#include "cli/format.h"
+#include "cli/job.h"
+#include "cli/record.h"
+#include "cli/report.h"
+#include "util/cleanup.h"
+#include "util/json.h"
+
+static enum vmfrost_code
+run_snapshot(struct cli *cli)
+{
+    struct vmfrost_snapshot_options *options = &cli->options.snapshot;
+    struct job job;
+
+    options->name = cli->snapshot;
+    options->exclude = cli->options.exclude;
+    options->exclude_count = cli->options.exclude_count;
+    job_init(&job, cli, cli->vm, false);
+    job.op = vmfrost_snapshot(cli->context, cli->vm, options, job_on_event, job_on_done, &job);
+    jobs_wait(cli, &job, 1);
+
+    enum vmfrost_code code = job.outcome.code;
+
+    if (!cli->options.json && !cli->options.quiet)
+        record_print_summary(cli, job.outcome.document);
+    job_report(cli, &job);
+    job_release(&job);
+    return code;
+}
+
+const struct command command_snapshot = {
+    .name = "snapshot",
+    .help = "take a snapshot of a VM's disks",
+    .synopsis = "VM[@NAME] [OPTION]...\n"
+                "--qmp PATH [[@]NAME] [OPTION]...",
+    .about =
+        "Freezes the guest's file systems through its agent, cuts all eligible disks at one\n"
+        "instant, and thaws. Without an agent it takes a crash-consistent snapshot and says so.\n"
+        "Without a NAME it is called by the time, as in 20260131T235959Z. VM is a name of the\n"
+        "inventory, or a path with a slash in it.\n"
+        "\n"
+        "Whatever happens, the guest is thawed: at the frozen limit, at the deadline, on Ctrl-C,\n"
+        "and, by the guard process that stands by, when vmfrost itself is killed.\n",
+    .examples = "  vmfrost snapshot web\n"
+                "  vmfrost snapshot web@before-upgrade --quiesce require\n"
+                "  vmfrost snapshot db@nightly --deadline 2m --exclude scratch\n"
+                "  vmfrost snapshot --qmp /run/web.qmp @before --json\n",
+    .kind = COMMAND_OPERATES,
+    .target = TARGET_VM_SNAPSHOT,
+    .options =
+        (const struct option_use[]){
+            {OPTION_QMP, "the VM, by the path of its QMP socket"},
+            {OPTION_DEADLINE, "give up and roll back after this long (default: the VM's setting, "
+                              "else 5m)"},
+            {OPTION_FROZEN_LIMIT, "how long the guest may be frozen before the cut (default: the "
+                                  "VM's setting, else 30s; 8s for Windows guests)"},
+            {OPTION_THAW_WAIT, "how long to stay for a thaw that is not confirmed; the guard goes "
+                               "on alone after that (default: 60s)"},
+            {OPTION_QUIESCE, "auto: an agent that is there must freeze; require: no agent is an "
+                             "error; prefer: a failed freeze falls back to crash-consistent; skip: "
+                             "never freeze (default: the VM's setting, else auto)"},
+            {OPTION_EXCLUDE, "a disk to leave out; may be given several times"},
+            {OPTION_METHOD, "how the disks are cut (default: the VM's setting, else existing)"},
+            {0, NULL},
+        },
+    .run = run_snapshot,
+};
+
+static void
+print_deleted(struct cli *cli, const struct job *job)
+{
+    struct out *out = &cli->out;
+    struct json_object *document = job->outcome.document;
+    struct json_object *removed = vf_json_array(document, "removed");
+    int64_t merged;
+    char size[FORMAT_SIZE];
+
+    out_text(out, STYLE_BOLD, "%s@%s", cli->vm, cli->snapshot);
+    out_raw(out, "  deleted");
+    if (vf_json_int(document, "mergedBytes", &merged) && merged > 0)
+        out_text(out, STYLE_PLAIN, "  %s merged", format_size(merged, size));
+    out_raw(out, "\n");
+    for (size_t i = 0; i < vf_json_length(removed); i++) {
+        const char *path = vf_json_text(vf_json_at(removed, i));
+
+        if (path)
+            out_text(out, STYLE_PLAIN, "  removed %s\n", path);
+    }
+    print_warnings(cli, out, document);
+}
+
+static enum vmfrost_code
+run_delete(struct cli *cli)
+{
+    struct job job;
+
+    job_init(&job, cli, cli->vm, false);
+    job.op = vmfrost_delete(cli->context, cli->vm, cli->snapshot, job_on_event, job_on_done, &job);
+    jobs_wait(cli, &job, 1);
+
+    enum vmfrost_code code = job.outcome.code;
+
+    if (code == VMFROST_OK && !cli->options.json && !cli->options.quiet)
+        print_deleted(cli, &job);
+    job_report(cli, &job);
+    job_release(&job);
+    return code;
+}
+
+const struct command command_delete = {
+    .name = "delete",
+    .help = "delete a snapshot: merge its disks, remove its files",
+    .synopsis = "VM@NAME [OPTION]...\n"
+                "--qmp PATH [@]NAME [OPTION]...",
+    .about = "Deletes the newest snapshot of a VM: what was written since is merged into its\n"
+             "images while the VM runs, and the VM's own file names lead to the current state\n"
+             "throughout. The record of a failed snapshot goes at once, whichever it is.\n",
+    .examples = "  vmfrost delete web@before-upgrade\n"
+                "  vmfrost delete --qmp /run/web.qmp before\n",
+    .kind = COMMAND_OPERATES,
+    .target = TARGET_SNAPSHOT,
+    .options =
+        (const struct option_use[]){
+            {OPTION_QMP, "the VM, by the path of its QMP socket"},
+            {0, NULL},
+        },
+    .run = run_delete,
+};

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: MIT */
+#include "cli/options.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/report.h"
+#include "cli/suggest.h"
+#include "cli/target.h"
+#include "util/cleanup.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+const struct option_spec option_specs[OPTION__N] = {
+    [OPTION_JSON] = {"json", 0, NULL},
+    [OPTION_VERBOSE] = {"verbose", 'v', NULL},
+    [OPTION_QUIET] = {"quiet", 'q', NULL},
+    [OPTION_STATE_DIR] = {"state-dir", 0, "DIR"},
+    [OPTION_LOG] = {"log", 0, "FILE"},
+    [OPTION_NO_COLOR] = {"no-color", 0, NULL},
+    [OPTION_HELP] = {"help", 'h', NULL},
+    [OPTION_VERSION] = {"version", 'V', NULL},
+    [OPTION_QMP] = {"qmp", 0, "PATH"},
+    [OPTION_AGENT] = {"agent", 0, "PATH"},
+    [OPTION_SET] = {"set", 0, "KEY=VALUE"},
+    [OPTION_DEADLINE] = {"deadline", 0, "DURATION"},
+    [OPTION_FROZEN_LIMIT] = {"frozen-limit", 0, "DURATION"},
+    [OPTION_THAW_WAIT] = {"thaw-wait", 0, "DURATION"},
+    [OPTION_QUIESCE] = {"quiesce", 0, "auto|require|prefer|skip"},
+    [OPTION_EXCLUDE] = {"exclude", 0, "DISK"},
+    [OPTION_METHOD] = {"method", 0, "existing|preopened"},
+    [OPTION_FOR] = {"for", 0, "DURATION"},
+    [OPTION_WAIT] = {"wait", 0, "DURATION"},
+    [OPTION_ALL] = {"all", 0, NULL},
+};
+
+const struct option_use global_options[] = {
+    {OPTION_JSON, "JSON on stdout, for programs"},
+    {OPTION_VERBOSE, "tell each step; twice: each message to QEMU and the agent"},
+    {OPTION_QUIET, "no progress, no summary, no warnings"},
+    {OPTION_STATE_DIR, "where vmfrost keeps its records (default: $VMFROST_STATE_DIR; else "
+                       "/var/lib/vmfrost for root, ~/.local/state/vmfrost for others)"},
+    {OPTION_LOG, "append everything that happens, with times, to FILE"},
+    {OPTION_NO_COLOR, "no colors; so does NO_COLOR=1"},
+    {OPTION_HELP, "this text"},
+    {OPTION_VERSION, "the version"},
+    {0, NULL},
+};
+
+/* Values of getopt_long() for options: out of the way of all letters. */
+enum { VALUE_BASE = 0x1000 };
+
+static void
+fill(struct option *rows, size_t *count, const struct option_use *uses)
+{
+    for (; uses && uses->help; uses++) {
+        const struct option_spec *spec = &option_specs[uses->option];
+
+        rows[(*count)++] = (struct option){
+            .name = spec->name,
+            .has_arg = spec->argument ? required_argument : no_argument,
+            .val = VALUE_BASE + (int)uses->option,
+        };
+    }
+}
+
+static const struct option_use *
+uses_of(const struct command *command)
+{
+    return command ? command->options : NULL;
+}
+
+static int
+find(const struct option_use *uses, const char *name, char letter)
+{
+    for (; uses && uses->help; uses++) {
+        const struct option_spec *spec = &option_specs[uses->option];
+
+        if (name ? strcmp(spec->name, name) == 0 : spec->letter && spec->letter == letter)
+            return (int)uses->option;
+    }
+    return -1;
+}
+
+int
+option_find(const struct command *command, const char *name)
+{
+    int option = find(uses_of(command), name, 0);
+
+    return option >= 0 ? option : find(global_options, name, 0);
+}
+
+static bool
+unknown_option(struct cli *cli, const char *word)
+{
+    VF_AUTO_FREE char *name = strndup(word, strcspn(word, "="));
+    struct suggestion suggestion = suggest_begin(name);
+    const struct option_use *sets[] = {uses_of(cli->command), global_options};
+
+    for (size_t i = 0; i < 2; i++) {
+        for (const struct option_use *use = sets[i]; use && use->help; use++) {
+            VF_AUTO_FREE char *candidate = vf_printf("--%s", option_specs[use->option].name);
+
+            suggest_offer(&suggestion, candidate);
+        }
+    }
+    if (suggestion.best[0])
+        report_usage(cli, "unknown option '%s': did you mean '%s'?", name, suggestion.best);
+    else if (cli->command)
+        report_usage(cli, "unknown option '%s' of `vmfrost %s`", name, cli->command->name);
+    else
+        report_usage(cli, "unknown option '%s'", name);
+    return false;
+}
+
+static bool
+set_duration(struct cli *cli, enum cli_option option, const char *value, int64_t *ms_r)
+{
+    if (vf_parse_duration_ms(value, ms_r) && *ms_r > 0)
+        return true;
+    report_usage(cli, "--%s '%s' is no duration: write for example 250ms, 30s, 5m or 1h30m",
+                 option_specs[option].name, value);
+    return false;
+}
+
+/* The index of the value among the choices of the option; -1 after a report. */
+static int
+choose(struct cli *cli, enum cli_option option, const char *value)
+{
+    struct suggestion suggestion = suggest_begin(value);
+    VF_AUTO_FREE char *choices = vf_strdup(option_specs[option].argument);
+    char *rest = choices, *choice;
+
+    for (int i = 0; (choice = strsep(&rest, "|")); i++) {
+        if (strcmp(choice, value) == 0)
+            return i;
+        suggest_offer(&suggestion, choice);
+    }
+    if (suggestion.best[0])
+        report_usage(cli, "--%s '%s': did you mean '%s'?", option_specs[option].name, value,
+                     suggestion.best);
+    else
+        report_usage(cli, "--%s '%s' is none of %s", option_specs[option].name, value,
+                     option_specs[option].argument);
+    return -1;
+}
+
+static bool
+set_quiesce(struct cli *cli, const char *value)
+{
+    static const enum vmfrost_quiesce choices[] = {
+        VMFROST_QUIESCE_AUTO, VMFROST_QUIESCE_REQUIRE, VMFROST_QUIESCE_PREFER,
+        VMFROST_QUIESCE_SKIP}; /* in the order of the table */
+    int choice = choose(cli, OPTION_QUIESCE, value);
+
+    if (choice >= 0)
+        cli->options.snapshot.quiesce = choices[choice];
+    return choice >= 0;
+}
+
+static bool
+set_method(struct cli *cli, const char *value)
+{
+    static const enum vmfrost_method choices[] = {VMFROST_METHOD_EXISTING,
+                                                  VMFROST_METHOD_PREOPENED};
+    int choice = choose(cli, OPTION_METHOD, value);
+
+    if (choice >= 0)
+        cli->options.snapshot.method = choices[choice];
+    return choice >= 0;
+}
+
+static bool
+set(struct cli *cli, enum cli_option option, const char *value)
+{
+    struct cli_options *options = &cli->options;
+
+    if (value && !*value) {
+        report_usage(cli, "--%s is empty", option_specs[option].name);
+        return false;
+    }
+    switch (option) {
+    case OPTION_JSON:
+        options->json = true;
+        return true;
+    case OPTION_VERBOSE:
+        options->verbose++;
+        return true;
+    case OPTION_QUIET:
+        options->quiet = true;
+        return true;
+    case OPTION_STATE_DIR:
+        options->state_dir = value;
+        return true;
+    case OPTION_LOG:
+        options->log = value;
+        return true;
+    case OPTION_NO_COLOR:
+        options->no_color = true;
+        return true;
+    case OPTION_HELP:
+        options->help = true;
+        return true;
+    case OPTION_VERSION:
+        options->version = true;
+        return true;
+    case OPTION_QMP:
+        free(options->qmp);
+        options->qmp = target_path(value);
+        return true;
+    case OPTION_AGENT:
+        options->agent = value;
+        return true;
+    case OPTION_SET:
+        VF_GROW(options->settings, options->setting_count);
+        options->settings[options->setting_count++] = value;
+        return true;
+    case OPTION_DEADLINE:
+        return set_duration(cli, option, value, &options->snapshot.deadline_ms);
+    case OPTION_FROZEN_LIMIT:
+        return set_duration(cli, option, value, &options->snapshot.frozen_limit_ms);
+    case OPTION_THAW_WAIT:
+        return set_duration(cli, option, value, &options->snapshot.thaw_wait_ms);
+    case OPTION_QUIESCE:
+        return set_quiesce(cli, value);
+    case OPTION_METHOD:
+        return set_method(cli, value);
+    case OPTION_EXCLUDE:
+        VF_GROW(options->exclude, options->exclude_count);
+        options->exclude[options->exclude_count++] = value;
+        return true;
+    case OPTION_FOR:
+        return set_duration(cli, option, value, &options->freeze_limit_ms);
+    case OPTION_WAIT:
+        return set_duration(cli, option, value, &options->thaw_wait_ms);
+    case OPTION_ALL:
+        options->all = true;
+        return true;
+    case OPTION__N:
+        break;
+    }
+    abort();
+}
+
+/* Why getopt_long() refused words[optind - 1]. */
+static bool
+refused(struct cli *cli, int answer, char **words)
+{
+    const char *word = words[optind - 1];
+
+    if (optopt >= VALUE_BASE && answer == ':')
+        report_usage(cli, "--%s needs a value (%s)", option_specs[optopt - VALUE_BASE].name,
+                     option_specs[optopt - VALUE_BASE].argument);
+    else if (optopt >= VALUE_BASE)
+        report_usage(cli, "--%s takes no value", option_specs[optopt - VALUE_BASE].name);
+    else if (optopt)
+        report_usage(cli, "unknown option '-%c'", optopt);
+    else
+        return unknown_option(cli, word);
+    return false;
+}
+
+/* All options of `words`; `order` is "+:" to stop at the first other word, ":" to go on behind it.
+ */
+static bool
+parse(struct cli *cli, const char *order, int count, char **words)
+{
+    struct option rows[2 * OPTION__N + 1] = {{0}};
+    size_t row_count = 0;
+    VF_AUTO_FREE char *letters = vf_printf("%svqhV", order);
+    int answer;
+
+    fill(rows, &row_count, uses_of(cli->command));
+    fill(rows, &row_count, global_options);
+    opterr = 0;
+    optind = 0; /* start anew: words[0] is skipped */
+    while ((answer = getopt_long(count, words, letters, rows, NULL)) != -1) {
+        int option =
+            answer >= VALUE_BASE ? answer - VALUE_BASE : find(global_options, NULL, (char)answer);
+
+        if (answer == '?' || answer == ':')
+            return refused(cli, answer, words);
+        if (!set(cli, (enum cli_option)option, optarg))
+            return false;
+    }
+    return true;
+}
+
+int
+options_parse_global(struct cli *cli, int count, char **words)
+{
+    return parse(cli, "+:", count, words) ? optind : -1;
+}
+
+bool
+options_parse(struct cli *cli, int count, char **words)
+{
+    if (cli->command->target == TARGET_WORDS) {
+        /* The words to complete are somebody else's command line. */
+        cli->words = (const char **)(words + 1);
+        return true;
+    }
+    if (!parse(cli, ":", count, words))
+        return false;
+    if (cli->options.help || cli->options.version)
+        return true;
+    return target_parse(cli, count - optind, words + optind);
+}
+
+void
+options_release(struct cli *cli)
+{
+    free(VF_STEAL(cli->options.qmp));
+    free(VF_STEAL(cli->options.settings));
+    free(VF_STEAL(cli->options.exclude));
+    free(VF_STEAL(cli->vm));
+    free(VF_STEAL(cli->snapshot));
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+#include "cli/target.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/options.h"
+#include "cli/report.h"
+#include "util/cleanup.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+bool
+target_is_path(const char *vm)
+{
+    return strchr(vm, '/') || vf_starts_with(vm, "tcp:");
+}
+
+char *
+target_path(const char *path)
+{
+    return vf_printf("%s%s", target_is_path(path) ? "" : "./", path);
+}
+
+/* What a shell would take as one word. */
+static char *
+quoted(const char *text)
+{
+    static const char plain[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-/:@%,=";
+
+    if (*text && !text[strspn(text, plain)])
+        return vf_strdup(text);
+    char *out = vf_alloc(4 * strlen(text) + 3), *at = out;
+
+    *at++ = '\'';
+    for (; *text; text++) {
+        if (*text == '\'')
+            at = stpcpy(at, "'\\''");
+        else
+            *at++ = *text;
+    }
+    *at = '\'';
+    return out;
+}
+
+char *
+cli_words_for(const char *vm, const char *snapshot)
+{
+    VF_AUTO_FREE char *word = quoted(vm);
+
+    if (target_is_path(vm))
+        return vf_printf("--qmp %s%s%s", word, snapshot ? " " : "", snapshot ? snapshot : "");
+    return vf_printf("%s%s%s", word, snapshot ? "@" : "", snapshot ? snapshot : "");
+}
+
+/* Where the snapshot's name begins in "VM@NAME": at the last '@', unless a path goes on behind it.
+ */
+static const char *
+at_sign(const char *word)
+{
+    const char *at = strrchr(word, '@');
+
+    return at && !strchr(at, '/') ? at : NULL;
+}
+
+static bool
+set_snapshot(struct cli *cli, const char *name)
+{
+    if (!*name)
+        return report_usage(cli, "the snapshot's name is missing behind the '@'"), false;
+    if (!vf_valid_name(name)) {
+        report_usage(cli,
+                     "'%s' cannot be the name of a snapshot: 1 to 64 of A-Z a-z 0-9 . _ + -, "
+                     "beginning with none of . and -",
+                     name);
+        return false;
+    }
+    cli->snapshot = vf_strdup(name);
+    return true;
+}
+
+static bool
+parse_vm(struct cli *cli, const char *word)
+{
+    const char *at = at_sign(word);
+    bool wants_snapshot = cli->command->target == TARGET_SNAPSHOT;
+
+    if (at == word) {
+        report_usage(cli, "'%s' names no VM: write VM%s, or --qmp PATH", word, word);
+        return false;
+    }
+    if (at && !wants_snapshot && cli->command->target != TARGET_VM_SNAPSHOT) {
+        report_usage(cli, "`vmfrost %s` takes a VM, not a snapshot: write '%.*s'",
+                     cli->command->name, (int)(at - word), word);
+        return false;
+    }
+    if (!at && wants_snapshot) {
+        report_usage(cli, "which snapshot? `vmfrost %s %s@NAME`; `vmfrost list %s` shows them",
+                     cli->command->name, word, word);
+        return false;
+    }
+    if (!target_is_path(word) && !at && !vf_valid_name(word)) {
+        report_usage(cli, "'%s' cannot be the name of a VM", word);
+        return false;
+    }
+    cli->vm = at ? strndup(word, (size_t)(at - word)) : vf_strdup(word);
+    return !at || set_snapshot(cli, at + 1);
+}
+
+/* With --qmp, the word can only be the snapshot: "@NAME" or "NAME". */
+static bool
+parse_behind_qmp(struct cli *cli, const char *word)
+{
+    bool wants_snapshot = cli->command->target == TARGET_SNAPSHOT;
+
+    cli->vm = vf_strdup(cli->options.qmp);
+    if (!word && wants_snapshot) {
+        VF_AUTO_FREE char *words = cli_words_for(cli->vm, NULL);
+
+        report_usage(cli, "which snapshot? `vmfrost %s %s NAME`; `vmfrost list %s` shows them",
+                     cli->command->name, words, words);
+        return false;
+    }
+    if (!word)
+        return true;
+    if (!wants_snapshot && cli->command->target != TARGET_VM_SNAPSHOT) {
+        report_usage(cli, "--qmp names the VM already: '%s' is one too many", word);
+        return false;
+    }
+    if (at_sign(word) && at_sign(word) != word) {
+        report_usage(cli, "--qmp names the VM already: write only '%s'", at_sign(word));
+        return false;
+    }
+    return set_snapshot(cli, *word == '@' ? word + 1 : word);
+}
+
+static bool
+parse_new_name(struct cli *cli, const char *word)
+{
+    if (!vf_valid_name(word)) {
+        report_usage(cli,
+                     "'%s' cannot be the name of a VM: 1 to 64 of A-Z a-z 0-9 . _ + -, beginning "
+                     "with none of . and -",
+                     word);
+        return false;
+    }
+    cli->vm = vf_strdup(word);
+    return true;
+}
+
+bool
+target_parse(struct cli *cli, int count, char **words)
+{
+    enum target target = cli->command->target;
+    const char *word = count > 0 ? words[0] : NULL;
+
+    if (count > 0 && target == TARGET_NONE) {
+        report_usage(cli, "`vmfrost %s` takes no '%s'", cli->command->name, word);
+        return false;
+    }
+    if (count > 1) {
+        report_usage(cli, "'%s' is one too many: `vmfrost %s` takes one at a time", words[1],
+                     cli->command->name);
+        return false;
+    }
+    switch (target) {
+    case TARGET_NONE:
+        return true;
+    case TARGET_COMMAND:
+    case TARGET_WORDS:
+        cli->words = (const char **)words;
+        return true;
+    case TARGET_NEW_NAME:
+    case TARGET_NAME:
+        if (word)
+            return parse_new_name(cli, word);
+        report_usage(cli, "which VM? `vmfrost %s %s`", cli->command->name, cli->command->synopsis);
+        return false;
+    case TARGET_VM:
+    case TARGET_VM_OR_ALL:
+    case TARGET_VM_SNAPSHOT:
+    case TARGET_SNAPSHOT:
+        if (cli->options.qmp)
+            return parse_behind_qmp(cli, word);
+        if (word)
+            return parse_vm(cli, word);
+        if (target == TARGET_VM_OR_ALL)
+            return true;
+        report_usage(cli, "which VM? Write its name, or --qmp PATH");
+        return false;
+    }
+    abort();
+}

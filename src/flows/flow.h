@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An operation on one VM: what all flows have in common.
+ *
+ * A flow is a step table (snapshot.c, delete.c, recover.c, ...) and this struct, on which the
+ * tables' step functions work. A step function starts something and returns; it ends its step
+ * by vf_end() or by a vf_expect() that fails, exactly once.
+ *
+ * Guarantees: `done` fires exactly once, from the loop; what a step left outstanding when it
+ * ended cannot call anybody back; the first cause of a failure is what the caller is told, and
+ * trouble on the way back is told beside it, never lost.
+ */
+#ifndef VF_FLOWS_FLOW_H
+#define VF_FLOWS_FLOW_H
+
+#include <ev.h>
+
+#include "engine/engine.h"
+#include "engine/guard.h"
+#include "store/journal.h"
+#include "store/store.h"
+#include "util/log.h"
+#include "vm/cut.h"
+#include "vm/plan.h"
+#include "vm/process.h"
+#include "wire/qga.h"
+#include "wire/qmp.h"
+
+struct vf_flow;
+
+/* Debts. The undo order is in each table. */
+enum {
+    VF_OWE_RECORD = 1 << 0,  /* the record and the journal have to be closed */
+    VF_OWE_FILES = 1 << 1,   /* overlays: nodes, files, links */
+    VF_OWE_CUT = 1 << 2,     /* the VM runs on the overlays */
+    VF_OWE_RESOLVE = 1 << 3, /* whether it does is not known */
+    VF_OWE_THAW = 1 << 4,
+};
+
+/* Conditions. */
+enum {
+    VF_IF_AGENT = 1 << 0,       /* the guest is to be frozen, and can be */
+    VF_IF_PREFER = 1 << 1,      /* a failed freeze is no failure of the snapshot */
+    VF_IF_INTERRUPTED = 1 << 2, /* a journal was found */
+    VF_IF_THAW_OWED = 1 << 3,   /* recovery: a thaw is not confirmed */
+    VF_IF_QEMU = 1 << 4,        /* recovery: the process is alive */
+    VF_IF_FORWARD = 1 << 5,     /* recovery: finish it */
+    VF_IF_MERGE = 1 << 6,       /* recovery, delete: merge the overlays back */
+    VF_IF_FILES = 1 << 7,       /* recovery: remove what was prepared */
+    VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone */
+};
+
+typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
+
+/* Replies to the questions of the step "look", owned; NULL: not asked. */
+struct vf_facts {
+    struct json_object *status, *migrate, *jobs, *block_jobs, *block, *nodes, *graph, *chardev;
+};
+
+/* What is known of the guest agent. */
+struct vf_agent {
+    char *socket;      /* NULL: none found */
+    char *port_id;     /* id= of its virtserialport, for VSERPORT_CHANGE; NULL: none */
+    bool port_known;   /* the port's state could be asked */
+    bool port_open;    /* something in the guest has it open */
+    bool connected;    /* it answered */
+    bool windows;
+    char *message;     /* for people: why it is not connected */
+};
+
+/* When things happened, in microseconds of the monotonic clock; 0: they did not. */
+struct vf_evidence {
+    int64_t freeze_sent, frozen, cut_sent, cut, thaw_sent, thawed;
+    int64_t frozen_count, thawed_count; /* file systems; -1: not told */
+    char *disturbed; /* what happened in the window that voids consistency; NULL: nothing */
+};
+
+struct vf_pending;
+
+struct vf_flow {
+    /* The caller fills in (strings are owned by the flow): */
+    struct vmfrost *context;
+    struct ev_loop *loop;
+    struct vf_store *store;
+    struct vf_log log;
+    char *vm_name;       /* as the user gave it */
+    char *snapshot_name; /* NULL: none yet */
+    struct vmfrost_snapshot_options options; /* its strings are not valid: see below */
+    char **exclude;
+    size_t exclude_count;
+    int64_t limit_ms, wait_ms; /* freeze and thaw by hand */
+    vmfrost_event_fn *on_event;
+    vmfrost_done_fn *on_done;
+    void *data;
+    void (*document)(struct vf_flow *flow); /* completes `document_json` at the end; may be NULL */
+    bool changes;     /* takes the VM's lock, and recovers what an earlier operation left */
+    bool no_recovery; /* ... only takes the lock */
+
+    /* Shared by the steps: */
+    struct vmfrost_error error;
+    struct vf_engine engine;
+    struct vf_vm vm;
+    int lock_fd; /* -1: not locked */
+    struct vf_qmp *qmp;
+    struct vf_qga *qga;
+    struct vf_process qemu;
+    char *qemu_version;
+    struct vf_facts facts;
+    struct vf_plan plan;
+    struct vf_agent agent;
+    struct vf_cut *cuts;
+    size_t cut_count;
+    char id[17]; /* of this operation: in hidden names, node names, job names */
+    bool preopened;
+    struct vf_journal journal;
+    struct vf_guard guard;
+    struct json_object *record;   /* NULL: this flow has none */
+    struct json_object *document_json;
+    struct json_object *warnings; /* array of strings */
+    struct vf_evidence evidence;
+    enum vmfrost_snapshot_state snapshot_state;
+    bool froze;      /* a freeze was sent */
+    bool unverified; /* taken, but the thaw came late or is not proved */
+    bool emergency;  /* the emergency thaw was sent */
+    bool held;       /* left frozen on purpose, with a guard */
+    bool quiesce_failed;  /* gone on without a freeze that was wished for */
+    unsigned engine_pays; /* debts that the running step is about to pay */
+
+    /* The steps' own: where a step that does one thing after another stands. */
+    size_t at;           /* index of the disk, or of the question */
+    size_t at_part;
+    char *job;           /* the job that is waited for; NULL: none */
+    unsigned job_states; /* bit mask of the states that end the wait */
+    unsigned job_number; /* so that each job of this operation has an id of its own */
+    char *job_error;     /* what the job that just concluded complained of */
+    vf_flow_fn *on_job, *on_job_run;
+    void (*on_looked)(struct vf_flow *flow);
+    struct json_object *ports; /* paths of virtio-serial ports */
+    size_t merge_at;     /* the disk that is merged */
+    bool merge_final;    /* its name was turned to the base for good */
+    enum vf_outcome merge_outcome;
+    struct json_object *journal_lines; /* recovery: what was read */
+    struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */
+    const char *action; /* recovery: what was done, for the document */
+    bool implicit;      /* recovery: before another operation, not asked for by a person */
+    int64_t thaw_first_us;
+    bool stopped; /* we stopped the VM, and have to let it go on */
+
+    /* flow.c's own: */
+    ev_timer timer;      /* the one timer of the operation */
+    ev_timer done_timer; /* fires `done` from the loop */
+    struct vf_pending *pending;
+    vf_flow_fn *on_agent;
+    bool agent_asked; /* a request to the agent is outstanding */
+    int64_t accepted_us, wall_offset_us;
+    struct vf_queued_event *queued;
+    size_t queued_count;
+    bool window_open;
+    bool started, stop_asked, concluded, lock_borrowed;
+    struct vf_flow *child; /* the recovery that runs first */
+    void (*on_end)(struct vf_flow *flow, void *data); /* just before `done`; may be NULL */
+    void *on_end_data;
+};
+
+/* Life cycle. */
+
+struct vf_flow *vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *log,
+                            const struct vf_table *table);
+/* Begins from the loop, soon. An error that is in `error` already ends it at once. */
+void vf_flow_start(struct vf_flow *flow);
+void vf_flow_cancel(struct vf_flow *flow);
+
+/* For step functions. */
+
+/* Ends the running step. */
+void vf_end(struct vf_flow *flow, enum vf_outcome outcome);
+/* Fails the running step: notes the error, then ends it as REFUSED. */
+void vf_refuse(struct vf_flow *flow, enum vmfrost_code code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Notes an error without ending anything; on the way back it becomes a warning of the record. Returns
+ * false. */
+bool vf_note(struct vf_flow *flow, enum vmfrost_code code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void vf_advise(struct vf_flow *flow, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Takes an error that some function filled, like vf_note(). Returns false. */
+bool vf_note_error(struct vf_flow *flow, struct vmfrost_error *error);
+void vf_warn(struct vf_flow *flow, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* True if the reply is OK. Else ends the step with the reply's outcome and an error made of the format
+ * and the peer's words; the caller returns at once. */
+bool vf_expect(struct vf_flow *flow, const struct vf_reply *reply, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Asks QEMU; `arguments` is owned by the call. The callback cannot come after the step's end. */
+void vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
+            vf_flow_fn *fn);
+/* Asks the agent. */
+void vf_ask_agent(struct vf_flow *flow, const char *command, struct json_object *arguments,
+                  vf_flow_fn *fn);
+
+int64_t vf_now_us(void);
+/* RFC 3339, UTC, microseconds, of a monotonic stamp of this flow; into a static-size buffer. */
+void vf_flow_time(const struct vf_flow *flow, int64_t stamp_us, char out[32]);
+
+/* Opens and closes the time in which nothing is told, so that nothing but the window's own work is done
+ * in it. */
+void vf_window_opens(struct vf_flow *flow);
+void vf_window_closes(struct vf_flow *flow);
+
+/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME. */
+void vf_test_point(const struct vf_flow *flow, const char *name);
+
+#endif

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * QEMU's jobs: started, watched by events, read, dismissed.
+ *
+ * All jobs are made with auto-dismiss off, so that their result outlives a lost connection.
+ * Events may come before the reply of the command that caused them, and are not told again to a
+ * new connection: so the watch begins before the command, and every wait asks once.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "flows/steps.h"
+#include "util/json.h"
+#include "util/mem.h"
+
+unsigned
+vf_job_state_bit(const char *name)
+{
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } states[] = {
+        {"ready", VF_JOB_READY},
+        {"pending", VF_JOB_PENDING},
+        {"concluded", VF_JOB_CONCLUDED},
+        {"null", VF_JOB_GONE},
+    };
+
+    for (size_t i = 0; name && i < sizeof states / sizeof *states; i++)
+        if (strcmp(states[i].name, name) == 0)
+            return states[i].bit;
+    return 0;
+}
+
+void
+vf_job_watch(struct vf_flow *flow, const char *id)
+{
+    free(flow->job);
+    flow->job = vf_strdup(id);
+    flow->on_job = NULL;
+}
+
+static void
+arrived(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_flow_fn *fn = flow->on_job;
+
+    flow->on_job = NULL;
+    fn(flow, reply);
+}
+
+static struct json_object *
+find_job(struct json_object *list, const char *id)
+{
+    if (!json_object_is_type(list, json_type_array))
+        return NULL;
+    for (size_t i = 0; i < vf_json_length(list); i++) {
+        const char *its_id = vf_json_string(vf_json_at(list, i), "id");
+
+        if (its_id && strcmp(its_id, id) == 0)
+            return vf_json_at(list, i);
+    }
+    return NULL;
+}
+
+/* `value` of the reply to the waiter is the job as query-jobs shows it, NULL if it is gone. */
+static void
+on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!flow->on_job)
+        return;
+    if (reply->outcome != VF_OK) {
+        arrived(flow, reply);
+        return;
+    }
+    struct json_object *job = find_job(reply->value, flow->job);
+    unsigned state = job ? vf_job_state_bit(vf_json_string(job, "status")) : VF_JOB_GONE;
+
+    if (!(state & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE)))
+        return; /* an event will tell */
+    struct vf_reply answer = {VF_OK, job, ""};
+
+    arrived(flow, &answer);
+}
+
+void
+vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn)
+{
+    flow->job_states = states;
+    flow->on_job = fn;
+    vf_ask(flow, "query-jobs", NULL, on_jobs);
+}
+
+void
+vf_job_event(struct vf_flow *flow, const char *state)
+{
+    unsigned bit = vf_job_state_bit(state);
+
+    /* The event has no error text: ask for all there is to know. */
+    if (flow->on_job && (bit & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE)))
+        vf_ask(flow, "query-jobs", NULL, on_jobs);
+}
+
+void
+vf_job_lost(struct vf_flow *flow, const char *why)
+{
+    struct vf_reply answer = {VF_UNKNOWN, NULL, why};
+
+    if (flow->job && flow->on_job)
+        arrived(flow, &answer);
+}
+
+/* One whole job. */
+
+static void
+on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vf_reply answer = *reply;
+
+    if (answer.outcome == VF_OK && flow->job_error) {
+        answer.outcome = VF_REFUSED;
+        answer.words = flow->job_error;
+    }
+    flow->on_job_run(flow, &answer);
+}
+
+static void
+on_concluded(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome != VF_OK) {
+        flow->on_job_run(flow, reply);
+        return;
+    }
+    const char *error = vf_json_string(reply->value, "error");
+
+    free(flow->job_error);
+    flow->job_error = error ? vf_strdup(error) : NULL;
+    if (!reply->value) {
+        struct vf_reply gone = {VF_UNKNOWN, NULL, "the job is gone without a result"};
+
+        flow->on_job_run(flow, &gone);
+        return;
+    }
+    vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_dismissed);
+}
+
+static void
+on_started(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome != VF_OK)
+        flow->on_job_run(flow, reply);
+    else
+        vf_job_wait(flow, VF_JOB_CONCLUDED, on_concluded);
+}
+
+void
+vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments,
+           vf_flow_fn *fn)
+{
+    char *id = vf_printf("vf%.8s-%u", flow->id, flow->job_number++);
+
+    vf_job_watch(flow, id);
+    vf_json_add_string(arguments, "job-id", id);
+    free(id);
+    flow->on_job_run = fn;
+    vf_ask(flow, command, arguments, on_started);
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Names that a running QEMU still needs.
+ *
+ * QEMU reopens images by the names it was given, so a name under which it knows an image has
+ * to stay as long as that process lives, however the visible names move. Each such name is
+ * remembered in STATE/vms/NAME/links.json with the process that needs it, and removed at the first
+ * contact after that process is gone; never the last name of an image.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+#define LINKS_MAX ((size_t)1 << 20)
+
+static char *
+links_path(const struct vf_flow *flow)
+{
+    return vf_printf("%s/links.json", flow->vm.folder);
+}
+
+/* An array, empty if there is nothing. Owned by the caller. */
+static struct json_object *
+load(const struct vf_flow *flow)
+{
+    VF_AUTO_FREE char *path = links_path(flow);
+    VF_AUTO_FREE char *text = NULL;
+    size_t length;
+
+    text = vf_read_file(path, LINKS_MAX, &length);
+    struct json_object *links = text ? vf_json_parse(text, length, 8) : NULL;
+
+    if (links && json_object_is_type(links, json_type_array))
+        return links;
+    json_object_put(links);
+    return json_object_new_array();
+}
+
+static bool
+save(struct vf_flow *flow, struct json_object *links)
+{
+    VF_AUTO_FREE char *path = links_path(flow);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    const char *text = json_object_to_json_string_ext(
+        links, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
+
+    return vf_replace_file(path, text, strlen(text), &error) || vf_note_error(flow, &error);
+}
+
+bool
+vf_links_add(struct vf_flow *flow, const char *path, const char *top)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    struct json_object *link = vf_json_strings("path", path, "top", top, NULL);
+
+    vf_json_add_int(link, "qemu", flow->qemu.pid);
+    vf_json_add_int(link, "qemuStarted", (int64_t)flow->qemu.started);
+    json_object_array_add(links, link);
+    return save(flow, links);
+}
+
+char *
+vf_links_top(const struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        const char *its_path = vf_json_string(vf_json_at(links, i), "path");
+        const char *top = vf_json_string(vf_json_at(links, i), "top");
+
+        /* QEMU may have been given a relative name: the folder is compared by the inode. */
+        if (its_path && top && strcmp(vf_name_of(its_path), vf_name_of(path)) == 0 &&
+            vf_inode_of(its_path).number &&
+            vf_inode_equal(vf_inode_of(its_path), vf_inode_of(top)))
+            return vf_strdup(top);
+    }
+    return NULL;
+}
+
+static bool
+is_needed(struct json_object *link)
+{
+    int64_t pid = 0, started = 0;
+
+    vf_json_int(link, "qemu", &pid);
+    vf_json_int(link, "qemuStarted", &started);
+    return vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+}
+
+void
+vf_links_sweep(struct vf_flow *flow)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        struct json_object *link = vf_json_at(links, i);
+        const char *path = vf_json_string(link, "path");
+        struct vmfrost_error error = {.code = VMFROST_OK};
+        struct stat about;
+
+        if (!path || lstat(path, &about) < 0)
+            continue;
+        if (is_needed(link)) {
+            json_object_array_add(kept, json_object_get(link));
+            continue;
+        }
+        struct vf_inode inode = {about.st_dev, about.st_ino};
+
+        if (!S_ISREG(about.st_mode) || about.st_nlink < 2)
+            vf_warn(flow, "%s is the only name of its image: it is left alone", path);
+        else if (!vf_unlink(path, inode, &flow->log, &error))
+            vf_warn(flow, "%s", error.text);
+    }
+    if (vf_json_length(kept) != vf_json_length(links))
+        save(flow, kept);
+}

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The step that asks QEMU what it is: run state, jobs, disks, block graph, and where the guest
+ * agent's channel ends. It changes nothing.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+#define AGENT_PORT "org.qemu.guest_agent.0"
+
+struct question {
+    const char *command;
+    size_t fact; /* offset in struct vf_facts */
+    bool flat;
+};
+
+#define FACT(name) offsetof(struct vf_facts, name)
+
+static const struct question questions[] = {
+    {"query-status", FACT(status), false},
+    {"query-migrate", FACT(migrate), false},
+    {"query-jobs", FACT(jobs), false},
+    {"query-block-jobs", FACT(block_jobs), false},
+    {"query-chardev", FACT(chardev), false},
+    {"query-block", FACT(block), false},
+    /* These two are the last, so that vf_look_again() can begin there. */
+    {"query-named-block-nodes", FACT(nodes), true},
+    {"x-debug-query-block-graph", FACT(graph), false},
+};
+#define QUESTION_COUNT (sizeof questions / sizeof *questions)
+#define QUESTION_NODES (QUESTION_COUNT - 2)
+
+static struct json_object **
+fact(struct vf_flow *flow, const struct question *question)
+{
+    return (struct json_object **)((char *)&flow->facts + question->fact);
+}
+
+void
+vf_facts_release(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < QUESTION_COUNT; i++) {
+        json_object_put(*fact(flow, &questions[i]));
+        *fact(flow, &questions[i]) = NULL;
+    }
+}
+
+const char *
+vf_node_file(const struct vf_flow *flow, const char *node)
+{
+    for (size_t i = 0; i < vf_json_length(flow->facts.nodes); i++) {
+        struct json_object *about = vf_json_at(flow->facts.nodes, i);
+        const char *name = vf_json_string(about, "node-name");
+
+        if (name && strcmp(name, node) == 0)
+            return vf_json_string(about, "file");
+    }
+    return NULL;
+}
+
+static void ask_next(struct vf_flow *flow);
+
+static void
+on_answer(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct question *question = &questions[flow->at];
+    struct json_object **slot = fact(flow, question);
+
+    if (!vf_expect(flow, reply, "%s", question->command))
+        return;
+    json_object_put(*slot);
+    *slot = json_object_get(reply->value);
+    flow->at++;
+    ask_next(flow);
+}
+
+static void
+ask_next(struct vf_flow *flow)
+{
+    if (flow->at == QUESTION_COUNT) {
+        flow->on_looked(flow);
+        return;
+    }
+    const struct question *question = &questions[flow->at];
+    struct json_object *arguments = NULL;
+
+    if (question->flat) {
+        /* Without it the reply grows with the square of the chain's length. */
+        arguments = json_object_new_object();
+        vf_json_add_bool(arguments, "flat", true);
+    }
+    vf_ask(flow, question->command, arguments, on_answer);
+}
+
+void
+vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    flow->at = QUESTION_NODES;
+    flow->on_looked = fn;
+    ask_next(flow);
+}
+
+/* The agent's channel: every virtserialport is asked for its name, the right one for its chardev. */
+
+static void ask_ports(struct vf_flow *flow);
+
+static void
+end_without_agent(struct vf_flow *flow, const char *message)
+{
+    flow->agent.message = vf_strdup(message);
+    vf_end(flow, VF_OK);
+}
+
+/* "unix:/run/qga.sock,server=on <-> ...", "disconnected:unix:/run/qga.sock,server=on" */
+static char *
+socket_of(const struct vf_flow *flow, const char *filename)
+{
+    static const char disconnected[] = "disconnected:", local[] = "unix:";
+
+    if (vf_starts_with(filename, disconnected))
+        filename += sizeof disconnected - 1;
+    if (!vf_starts_with(filename, local))
+        return NULL;
+    filename += sizeof local - 1;
+    size_t length = strcspn(filename, ",");
+
+    if (length == 0)
+        return NULL;
+    if (filename[0] == '/' || flow->qemu.pid == 0)
+        return vf_printf("%.*s", (int)length, filename);
+    return vf_printf("/proc/%d/cwd/%.*s", (int)flow->qemu.pid, (int)length, filename);
+}
+
+static void
+on_chardev(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "cannot ask for the channel of the agent's port"))
+        return;
+    const char *label = vf_json_text(reply->value);
+
+    for (size_t i = 0; i < vf_json_length(flow->facts.chardev); i++) {
+        struct json_object *device = vf_json_at(flow->facts.chardev, i);
+        const char *its_label = vf_json_string(device, "label");
+        const char *filename = vf_json_string(device, "filename");
+
+        if (!label || !its_label || strcmp(label, its_label) != 0 || !filename)
+            continue;
+        flow->agent.port_known = true;
+        flow->agent.port_open = vf_json_bool(device, "frontend-open", false);
+        if (!flow->agent.socket)
+            flow->agent.socket = socket_of(flow, filename);
+        if (!flow->agent.socket)
+            flow->agent.message = vf_printf("the agent's channel is no UNIX socket (%s)", filename);
+        vf_end(flow, VF_OK);
+        return;
+    }
+    end_without_agent(flow, "the agent's port has no channel");
+}
+
+static struct json_object *
+property(const char *path, const char *name)
+{
+    return vf_json_strings("path", path, "property", name, NULL);
+}
+
+static void
+on_port_name(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "cannot ask for the name of a virtio-serial port"))
+        return;
+    const char *name = vf_json_text(reply->value);
+    const char *path = vf_json_text(vf_json_at(flow->ports, flow->at_part - 1));
+
+    if (!name || strcmp(name, AGENT_PORT) != 0) {
+        ask_ports(flow);
+        return;
+    }
+    if (!vf_starts_with(path, "/machine/peripheral-anon/"))
+        flow->agent.port_id = vf_strdup(strrchr(path, '/') + 1);
+    vf_ask(flow, "qom-get", property(path, "chardev"), on_chardev);
+}
+
+static void
+ask_ports(struct vf_flow *flow)
+{
+    if (flow->at_part == vf_json_length(flow->ports)) {
+        if (flow->agent.socket)
+            vf_end(flow, VF_OK);
+        else
+            end_without_agent(flow, "QEMU has no virtio-serial port named " AGENT_PORT);
+        return;
+    }
+    const char *path = vf_json_text(vf_json_at(flow->ports, flow->at_part++));
+
+    vf_ask(flow, "qom-get", property(path, "name"), on_port_name);
+}
+
+static const char *const homes[] = {"/machine/peripheral", "/machine/peripheral-anon"};
+
+static void ask_devices(struct vf_flow *flow);
+
+static void
+on_devices(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "cannot list the devices below %s", homes[flow->at_part]))
+        return;
+    struct json_object *list =
+        json_object_is_type(reply->value, json_type_array) ? reply->value : NULL;
+
+    for (size_t i = 0; i < vf_json_length(list); i++) {
+        const char *type = vf_json_string(vf_json_at(list, i), "type");
+        const char *name = vf_json_string(vf_json_at(list, i), "name");
+        VF_AUTO_FREE char *path = NULL;
+
+        if (!type || !name || strcmp(type, "child<virtserialport>") != 0)
+            continue;
+        path = vf_printf("%s/%s", homes[flow->at_part], name);
+        json_object_array_add(flow->ports, json_object_new_string(path));
+    }
+    flow->at_part++;
+    ask_devices(flow);
+}
+
+static void
+ask_devices(struct vf_flow *flow)
+{
+    if (flow->at_part == sizeof homes / sizeof *homes) {
+        flow->at_part = 0;
+        ask_ports(flow);
+        return;
+    }
+    vf_ask(flow, "qom-list", vf_json_strings("path", homes[flow->at_part], NULL), on_devices);
+}
+
+static void
+find_agent(struct vf_flow *flow)
+{
+    if (flow->vm.agent && !flow->agent.socket)
+        flow->agent.socket = vf_strdup(flow->vm.agent);
+    json_object_put(flow->ports);
+    flow->ports = json_object_new_array();
+    flow->at_part = 0;
+    ask_devices(flow);
+}
+
+/* Fills flow->facts and the place of flow->agent. */
+void
+vf_step_look(struct vf_flow *flow)
+{
+    flow->at = 0;
+    flow->on_looked = find_agent;
+    ask_next(flow);
+}

@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Merging overlays back into their bases while the VM runs: the undoing of a cut, and the deletion of
+ * the newest snapshot.
+ *
+ * For each disk: block-commit copies what the overlay holds into the base and keeps both alike;
+ * when it is ready it is completed; while it is pending, QEMU holds the guest's I/O, so that
+ * neither image can change: there the disk's name is turned to the base; then it is finalized.
+ *
+ * block-commit reopens the base for writing BY NAME. When the name under which QEMU opened it
+ * (web.qcow2, as the launcher said) leads to the overlay by now, QEMU would take the overlay for
+ * the base. In that case the VM is stopped for a moment, the name leads to the base while
+ * block-commit opens it, and is turned back before the VM goes on.
+ *
+ * The journal knows each of these turns before it is made, so that recovery can finish or undo it;
+ * a job that an earlier process left is adopted by its id. Starting again is always allowed.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+#include "vm/graph.h"
+
+static struct vf_cut *
+current(struct vf_flow *flow)
+{
+    return &flow->cuts[flow->merge_at];
+}
+
+static char *
+job_id(const struct vf_flow *flow)
+{
+    return vf_printf("vfm%.8s-%zu", flow->id, flow->merge_at);
+}
+
+static bool
+journal_disk(struct vf_flow *flow, const char *state)
+{
+    struct json_object *more = json_object_new_object();
+
+    vf_json_add_string(more, "disk", current(flow)->name);
+    vf_json_add_bool(more, "running", flow->plan.running);
+    return vf_journal_state(flow, state, more);
+}
+
+/* Makes the disk's visible name lead to `wanted`, which also has the name `source`. */
+static bool
+turn(struct vf_flow *flow, const struct vf_cut *cut, const char *source, struct vf_inode wanted)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_inode other = vf_inode_equal(wanted, cut->base) ? cut->overlay : cut->base;
+
+    if (cut->naming == VF_NAMING_NEW_FILE || vf_inode_equal(vf_inode_of(cut->names.top), wanted))
+        return true;
+    if (!vf_inode_equal(vf_inode_of(cut->names.next), wanted) &&
+        (!vf_unlink(cut->names.next, other, &flow->log, &error) ||
+         !vf_link(source, cut->names.next, wanted, &flow->log, &error)))
+        return vf_note_error(flow, &error);
+    if (!vf_flip(cut->names.next, wanted, cut->names.top, other, &flow->log, &error))
+        return vf_note_error(flow, &error);
+    return true;
+}
+
+bool
+vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return turn(flow, cut, cut->names.sealed, cut->base);
+}
+
+bool
+vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return turn(flow, cut, cut->names.overlay, cut->overlay);
+}
+
+/* QEMU's own name for the base leads to something else than the base now. */
+static bool
+has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    VF_AUTO_FREE char *path = NULL;
+    struct stat about;
+
+    if (!cut->reopened || !cut->base.number || cut->naming == VF_NAMING_NEW_FILE)
+        return false;
+    path = vf_printf("/proc/%d/%s/%s", (int)flow->qemu.pid,
+                     cut->base_file[0] == '/' ? "root" : "cwd", cut->base_file);
+    return stat(path, &about) < 0 || about.st_ino != cut->base.number ||
+           about.st_dev != cut->base.device;
+}
+
+static void merge_disk(struct vf_flow *flow);
+
+/* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live image. */
+
+static void
+on_let_go(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "cannot let the VM go on (cont)")) {
+        flow->stopped = false;
+        vf_end(flow, flow->merge_outcome);
+    }
+}
+
+static void
+give_up(struct vf_flow *flow, enum vf_outcome outcome)
+{
+    /* Once the name was turned for good, only a job that says it failed turns it back: a lost reply
+     * to job-finalize may mean that the guest writes to the base by now. */
+    if (!flow->merge_final)
+        vf_turn_to_overlay(flow, current(flow));
+    flow->merge_outcome = outcome;
+    if (flow->stopped && vf_qmp_ready(flow->qmp))
+        vf_ask(flow, "cont", NULL, on_let_go);
+    else
+        vf_end(flow, outcome);
+}
+
+static bool __attribute__((format(printf, 3, 4)))
+went_well(struct vf_flow *flow, const struct vf_reply *reply, const char *format, ...)
+{
+    char what[256];
+    va_list arguments;
+
+    if (reply->outcome == VF_OK)
+        return true;
+    va_start(arguments, format);
+    vsnprintf(what, sizeof what, format, arguments);
+    va_end(arguments);
+    vf_note(flow, reply->outcome == VF_REFUSED ? VMFROST_FAILED : VMFROST_UNREACHABLE,
+            "disk %s: %s: %s", current(flow)->name, what, reply->words);
+    give_up(flow, reply->outcome);
+    return false;
+}
+
+/* The end of one disk. */
+
+static void
+on_checked(struct vf_flow *flow)
+{
+    const struct vf_cut *cut = current(flow);
+
+    if (vf_graph_child(flow->facts.graph, cut->overlay_node, "backing") &&
+        vf_graph_in_use(flow->facts.graph, cut->overlay_node)) {
+        vf_refuse(flow, VMFROST_FAILED, "disk %s: the VM still runs on its overlay after the merge",
+                  cut->name);
+        return;
+    }
+    if (!journal_disk(flow, "merged")) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    flow->merge_at++;
+    merge_disk(flow);
+}
+
+static void
+on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome == VF_UNKNOWN)
+        went_well(flow, reply, "job-dismiss");
+    else
+        vf_look_again(flow, on_checked);
+}
+
+static void
+on_failed_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    (void)reply;
+    flow->merge_final = false;
+    give_up(flow, VF_REFUSED);
+}
+
+static void
+on_concluded(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "waiting for the end of the merge"))
+        return;
+    const char *error = vf_json_string(reply->value, "error");
+
+    if (error) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: merging failed: %s", current(flow)->name, error);
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+    } else if (!reply->value) {
+        vf_look_again(flow, on_checked); /* dismissed by an earlier process: the graph decides */
+    } else {
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_dismissed);
+    }
+}
+
+static void
+on_finalizing(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "job-finalize"))
+        vf_job_wait(flow, VF_JOB_CONCLUDED | VF_JOB_GONE, on_concluded);
+}
+
+/* The guest's I/O waits here: nothing but the turn of the name. */
+static void
+on_pending(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "waiting for the merge to be pending"))
+        return;
+    unsigned state = vf_job_state_bit(vf_json_string(reply->value, "status"));
+
+    if (state != VF_JOB_PENDING) {
+        on_concluded(flow, reply);
+        return;
+    }
+    vf_test_point(flow, "merge.pending");
+    flow->merge_final = true;
+    if (!vf_turn_to_base(flow, current(flow)) ||
+        (current(flow)->names.top && vf_sync_folder_of(current(flow)->names.top) < 0)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: cannot turn its name to the base: %s",
+                current(flow)->name, strerror(errno));
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_finalizing);
+        return;
+    }
+    vf_test_point(flow, "merge.turned");
+    vf_ask(flow, "job-finalize", vf_json_strings("id", flow->job, NULL), on_finalizing);
+}
+
+static void
+on_completing(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "job-complete"))
+        vf_job_wait(flow, VF_JOB_PENDING, on_pending);
+}
+
+static void
+on_ready(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "waiting for the merge to be ready"))
+        return;
+    unsigned state = vf_job_state_bit(vf_json_string(reply->value, "status"));
+
+    if (state == VF_JOB_PENDING)
+        on_pending(flow, reply);
+    else if (state != VF_JOB_READY)
+        on_concluded(flow, reply);
+    else if (!journal_disk(flow, "merge-final"))
+        give_up(flow, VF_REFUSED);
+    else
+        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), on_completing);
+}
+
+static void
+wait_until_ready(struct vf_flow *flow)
+{
+    if (journal_disk(flow, "merge-running"))
+        vf_job_wait(flow, VF_JOB_READY | VF_JOB_PENDING, on_ready);
+    else
+        give_up(flow, VF_REFUSED);
+}
+
+/* The beginning of one disk. */
+
+static void
+on_gone_on(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "cont"))
+        return;
+    flow->stopped = false;
+    wait_until_ready(flow);
+}
+
+static void
+on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_cut *cut = current(flow);
+    struct vf_opened base = {.read_write = true};
+
+    vf_test_point(flow, "merge.started");
+    if (!went_well(flow, reply, "block-commit"))
+        return;
+    /* The proof that QEMU opened the base and not what has its name. */
+    if (cut->base.number && flow->qemu.pid &&
+        (!vf_process_opened(flow->qemu.pid, cut->base, &base) || !base.read_write)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing", cut->name,
+                cut->names.sealed);
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+        return;
+    }
+    if (!vf_turn_to_overlay(flow, cut)) {
+        give_up(flow, VF_REFUSED);
+        return;
+    }
+    if (flow->stopped)
+        vf_ask(flow, "cont", NULL, on_gone_on);
+    else
+        wait_until_ready(flow);
+}
+
+static void
+start_commit(struct vf_flow *flow)
+{
+    const struct vf_cut *cut = current(flow);
+    VF_AUTO_FREE char *id = job_id(flow);
+    struct json_object *arguments =
+        vf_json_strings("job-id", id, "device", cut->overlay_node, "top-node", cut->overlay_node,
+                        "base-node", cut->node, "on-error", "report", NULL);
+
+    vf_json_add_bool(arguments, "auto-finalize", false);
+    vf_json_add_bool(arguments, "auto-dismiss", false);
+    vf_job_watch(flow, id);
+    vf_ask(flow, "block-commit", arguments, on_commit_started);
+}
+
+static void
+turn_and_commit(struct vf_flow *flow)
+{
+    vf_test_point(flow, "merge.stopped");
+    if (vf_turn_to_base(flow, current(flow)))
+        start_commit(flow);
+    else
+        give_up(flow, VF_REFUSED);
+}
+
+static void
+on_stopped(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "stop"))
+        return;
+    turn_and_commit(flow);
+}
+
+static void
+on_run_state(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "query-status"))
+        return;
+    flow->plan.running = vf_json_bool(reply->value, "running", false) || flow->stopped;
+    if (!journal_disk(flow, "merge-flip")) {
+        give_up(flow, VF_REFUSED);
+        return;
+    }
+    if (!flow->plan.running) {
+        turn_and_commit(flow);
+        return;
+    }
+    flow->stopped = true;
+    vf_ask(flow, "stop", NULL, on_stopped);
+}
+
+static void
+on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_cut *cut = current(flow);
+    VF_AUTO_FREE char *id = job_id(flow);
+
+    if (!went_well(flow, reply, "query-jobs"))
+        return;
+    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
+                       i < vf_json_length(reply->value);
+         i++) {
+        const char *its_id = vf_json_string(vf_json_at(reply->value, i), "id");
+
+        if (!its_id || strcmp(its_id, id) != 0)
+            continue;
+        /* Ours, from before a crash or a lost reply. */
+        vf_job_watch(flow, id);
+        if (flow->stopped)
+            vf_ask(flow, "cont", NULL, on_gone_on);
+        else
+            vf_job_wait(flow, VF_JOB_READY | VF_JOB_PENDING, on_ready);
+        return;
+    }
+    if (!vf_turn_to_overlay(flow, cut)) /* an attempt before this one may have left it */
+        give_up(flow, VF_REFUSED);
+    else if (has_stale_name(flow, cut))
+        vf_ask(flow, "query-status", NULL, on_run_state);
+    else
+        start_commit(flow);
+}
+
+static void
+on_graph(struct vf_flow *flow)
+{
+    flow->merge_final = false;
+    if (vf_graph_in_use(flow->facts.graph, current(flow)->overlay_node)) {
+        vf_ask(flow, "query-jobs", NULL, on_jobs);
+        return;
+    }
+    /* Merged before, and its name turned before that; looking again costs nothing. */
+    if (!vf_turn_to_base(flow, current(flow))) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    flow->merge_at++;
+    merge_disk(flow);
+}
+
+static void
+merge_disk(struct vf_flow *flow)
+{
+    if (flow->merge_at == flow->cut_count)
+        vf_end(flow, VF_OK);
+    else
+        vf_look_again(flow, on_graph);
+}
+
+static void
+on_reconnected(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (vf_expect(flow, reply, "reconnecting to QEMU"))
+        merge_disk(flow);
+}
+
+/* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names are
+ * then left to vf_step_undo_files(). */
+void
+vf_step_merge(struct vf_flow *flow)
+{
+    flow->merge_at = 0;
+    if (vf_qmp_ready(flow->qmp))
+        merge_disk(flow);
+    else
+        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
+}
+
+/* Stopping. */
+
+static void stop_next(struct vf_flow *flow);
+
+static void
+on_stopped_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome == VF_UNKNOWN)
+        vf_expect(flow, reply, "job-dismiss");
+    else
+        stop_next(flow);
+}
+
+static void
+on_cancelled(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "waiting for the end of a cancelled merge"))
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_stopped_dismissed);
+}
+
+static void
+on_cancelling(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    /* Refused: it has concluded by itself. */
+    if (reply->outcome == VF_UNKNOWN)
+        vf_expect(flow, reply, "job-cancel");
+    else
+        vf_job_wait(flow, VF_JOB_CONCLUDED | VF_JOB_GONE, on_cancelled);
+}
+
+static void
+on_names_by_graph(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        bool live = vf_graph_in_use(flow->facts.graph, cut->overlay_node);
+
+        if (!(live ? vf_turn_to_overlay(flow, cut) : vf_turn_to_base(flow, cut))) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    }
+    if (flow->stopped)
+        vf_ask(flow, "cont", NULL, on_let_go);
+    else
+        vf_end(flow, VF_OK);
+}
+
+static void
+on_jobs_to_stop(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    VF_AUTO_FREE char *prefix = vf_printf("vfm%.8s-", flow->id);
+
+    if (!vf_expect(flow, reply, "query-jobs"))
+        return;
+    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
+                       i < vf_json_length(reply->value);
+         i++) {
+        const char *id = vf_json_string(vf_json_at(reply->value, i), "id");
+
+        if (!id || !vf_starts_with(id, prefix))
+            continue;
+        vf_job_watch(flow, id);
+        vf_ask(flow, "job-cancel", vf_json_strings("id", id, NULL), on_cancelling);
+        return;
+    }
+    flow->merge_outcome = VF_OK;
+    vf_look_again(flow, on_names_by_graph);
+}
+
+static void
+stop_next(struct vf_flow *flow)
+{
+    vf_ask(flow, "query-jobs", NULL, on_jobs_to_stop);
+}
+
+static void
+on_reconnected_to_stop(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (vf_expect(flow, reply, "reconnecting to QEMU"))
+        stop_next(flow);
+}
+
+void
+vf_step_stop_merge(struct vf_flow *flow)
+{
+    if (vf_qmp_ready(flow->qmp))
+        stop_next(flow);
+    else
+        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected_to_stop, flow);
+}

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Everything of a cut that can be done before the freeze: overlays are created, checked, given
+ * their names and made durable; then the real transaction is rehearsed. And how all that is taken
+ * away again.
+ *
+ * QEMU creates the overlays, so that they belong to its own user and no other program is needed.
+ * Nothing here touches what the guest sees.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+#include "vm/graph.h"
+#include "vm/qcow2.h"
+
+/* The words by which QEMU says that all of a transaction would have worked. */
+#define REHEARSED "Transaction aborted using Abort action"
+
+static struct vf_cut *
+current(struct vf_flow *flow)
+{
+    return &flow->cuts[flow->at];
+}
+
+/* The node of an overlay's file, there only while the image is created. */
+static char *
+file_node(const struct vf_cut *cut)
+{
+    return vf_printf("%sf", cut->overlay_node);
+}
+
+static void create_file(struct vf_flow *flow);
+
+static void
+next_overlay(struct vf_flow *flow)
+{
+    flow->at++;
+    if (flow->at < flow->cut_count) {
+        create_file(flow);
+        return;
+    }
+    if (vf_journal_state(flow, "prepared", vf_cuts_json(flow)))
+        vf_end(flow, VF_OK);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+static void
+on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "disk %s: cannot open its overlay %s", current(flow)->name,
+                  current(flow)->names.overlay))
+        next_overlay(flow);
+}
+
+/* Opened by hand, the overlay inherits nothing: it gets the base's cache modes on both nodes. */
+static void
+preopen(struct vf_flow *flow)
+{
+    const struct vf_cut *cut = current(flow);
+    struct json_object *cache = json_object_new_object();
+    struct json_object *node =
+        vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node, NULL);
+    struct json_object *file =
+        vf_json_strings("driver", "file", "filename", cut->names.overlay, NULL);
+
+    vf_json_add_bool(cache, "direct", cut->direct);
+    vf_json_add_bool(cache, "no-flush", cut->no_flush);
+    vf_json_add(node, "cache", json_object_get(cache));
+    vf_json_add(file, "cache", cache);
+    vf_json_add_string(node, "discard", "unmap");
+    vf_json_add_string(file, "discard", "unmap");
+    vf_json_add(node, "backing", NULL);
+    vf_json_add(node, "file", file);
+    vf_ask(flow, "blockdev-add", node, on_preopened);
+}
+
+static bool
+header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+
+    if (!vf_qcow2_read(cut->names.overlay, &image, &error))
+        return vf_note_error(flow, &error);
+    bool right = image.size == cut->size && image.backing && image.backing_format &&
+                 strcmp(image.backing, cut->names.backing) == 0 &&
+                 strcmp(image.backing_format, cut->format) == 0 && !image.has_data;
+
+    vf_qcow2_release(&image);
+    if (!right)
+        vf_note(flow, VMFROST_FAILED, "disk %s: QEMU did not make the overlay %s as it was told to",
+                cut->name, cut->names.overlay);
+    return right;
+}
+
+static bool
+make_durable(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    VF_AUTO_FD int fd = open(cut->names.overlay, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+
+    if (fd < 0 || fsync(fd) < 0 || vf_sync_folder_of(cut->names.overlay) < 0)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the overlay %s durable: %s",
+                       cut->name, cut->names.overlay, strerror(errno));
+    return true;
+}
+
+static bool
+name_it(struct vf_flow *flow, struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return true;
+    if (vf_link(cut->names.overlay, cut->names.next, cut->overlay, &flow->log, &error) &&
+        vf_link(cut->names.top, cut->names.sealed, cut->base, &flow->log, &error))
+        return true;
+    vf_prefix(&error, "disk %s", cut->name);
+    return vf_note_error(flow, &error);
+}
+
+static void
+on_file_closed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vf_cut *cut = current(flow);
+
+    if (!vf_expect(flow, reply, "disk %s: cannot close its new overlay", cut->name))
+        return;
+    cut->overlay = vf_cut_overlay_inode(cut);
+    if (!header_is_right(flow, cut) || !name_it(flow, cut) || !make_durable(flow, cut)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_test_point(flow, "overlays.named");
+    if (flow->preopened)
+        preopen(flow);
+    else
+        next_overlay(flow);
+}
+
+static void
+on_image_created(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_cut *cut = current(flow);
+
+    if (!vf_expect(flow, reply, "disk %s: cannot write its overlay %s", cut->name,
+                   cut->names.overlay))
+        return;
+    VF_AUTO_FREE char *node = file_node(cut);
+
+    vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_file_closed);
+}
+
+static void
+on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_cut *cut = current(flow);
+
+    if (!vf_expect(flow, reply, "disk %s: cannot open its new overlay %s", cut->name,
+                   cut->names.overlay))
+        return;
+    VF_AUTO_FREE char *node = file_node(cut);
+    struct json_object *options =
+        vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
+                        "backing-fmt", cut->format, NULL);
+    struct json_object *arguments = json_object_new_object();
+
+    vf_json_add_int(options, "size", cut->size);
+    vf_json_add(arguments, "options", options);
+    vf_job_run(flow, "blockdev-create", arguments, on_image_created);
+}
+
+static void
+on_file_created(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_cut *cut = current(flow);
+
+    if (reply->outcome == VF_REFUSED) {
+        vf_expect(flow, reply, "disk %s: QEMU cannot create the overlay %s", cut->name,
+                  cut->names.overlay);
+        return;
+    }
+    if (!vf_expect(flow, reply, "disk %s: creating the overlay %s", cut->name,
+                   cut->names.overlay))
+        return;
+    vf_test_point(flow, "overlays.created");
+    VF_AUTO_FREE char *node = file_node(cut);
+
+    vf_ask(flow, "blockdev-add",
+           vf_json_strings("driver", "file", "node-name", node, "filename", cut->names.overlay,
+                           NULL),
+           on_file_opened);
+}
+
+static void
+create_file(struct vf_flow *flow)
+{
+    struct json_object *options =
+        vf_json_strings("driver", "file", "filename", current(flow)->names.overlay, NULL);
+    struct json_object *arguments = json_object_new_object();
+
+    vf_json_add_int(options, "size", 0);
+    vf_json_add(arguments, "options", options);
+    vf_job_run(flow, "blockdev-create", arguments, on_file_created);
+}
+
+/* With -blockdev and cache.direct on the file's node alone, blockdev-snapshot-sync would open the
+ * overlay without it: then the overlay is opened by hand. */
+static bool
+loses_direct(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *file = vf_graph_child(flow->facts.graph, cut->node, "file");
+
+    for (size_t i = 0; file && i < vf_json_length(flow->facts.nodes); i++) {
+        struct json_object *node = vf_json_at(flow->facts.nodes, i);
+        const char *name = vf_json_string(node, "node-name");
+
+        if (name && strcmp(name, file) == 0)
+            return !cut->direct &&
+                   vf_json_bool(vf_json_object(node, "cache"), "direct", false);
+    }
+    return false;
+}
+
+/* Creates all overlays with all their names. Owes VF_OWE_FILES. */
+void
+vf_step_overlays(struct vf_flow *flow)
+{
+    flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        if (flow->preopened || !loses_direct(flow, &flow->cuts[i]))
+            continue;
+        flow->preopened = true;
+        for (size_t j = i; j < flow->cut_count; j++)
+            flow->cuts[j].direct |= loses_direct(flow, &flow->cuts[j]);
+    }
+    flow->at = 0;
+    create_file(flow);
+}
+
+/* The rehearsal. */
+
+struct json_object *
+vf_cut_transaction(const struct vf_flow *flow, bool rehearsal)
+{
+    struct json_object *actions = json_object_new_array(), *arguments = json_object_new_object();
+
+    for (size_t i = 0; i < flow->cut_count + rehearsal; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct json_object *action = json_object_new_object();
+        bool last = i == flow->cut_count;
+
+        vf_json_add_string(action, "type",
+                           last              ? "abort"
+                           : flow->preopened ? "blockdev-snapshot"
+                                             : "blockdev-snapshot-sync");
+        if (last)
+            vf_json_add(action, "data", json_object_new_object());
+        else if (flow->preopened)
+            vf_json_add(action, "data",
+                        vf_json_strings("node", cut->node, "overlay", cut->overlay_node, NULL));
+        else
+            vf_json_add(action, "data",
+                        vf_json_strings("node-name", cut->node, "snapshot-node-name",
+                                        cut->overlay_node, "snapshot-file", cut->names.overlay,
+                                        "mode", "existing", "format", "qcow2", NULL));
+        json_object_array_add(actions, action);
+    }
+    vf_json_add(arguments, "actions", actions);
+    return arguments;
+}
+
+static void
+on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    switch (reply->outcome) {
+    case VF_REFUSED:
+        if (strcmp(reply->words, REHEARSED) == 0) {
+            vf_end(flow, VF_OK);
+            return;
+        }
+        vf_expect(flow, reply, "QEMU refuses this snapshot");
+        return;
+    case VF_UNKNOWN:
+        vf_expect(flow, reply, "rehearsing the cut");
+        return;
+    case VF_OK:
+        /* A transaction that ends in "abort" cannot succeed: whoever answers so is no QEMU. */
+        vf_refuse(flow, VMFROST_FAILED, "QEMU accepted a transaction that it had to abort");
+        return;
+    }
+    assert(!"an outcome that is none");
+}
+
+/* All of the cut but its effect: drains, flushes, opens, checks permissions and locks. */
+void
+vf_step_rehearse(struct vf_flow *flow)
+{
+    vf_ask(flow, "transaction", vf_cut_transaction(flow, true), on_rehearsed);
+}
+
+/* The way back. */
+
+/* A QEMU that was started after the snapshot opened the base by its sealed name: that one has to stay
+ * as long as QEMU does, although the snapshot goes. */
+static bool
+knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
+{
+    return flow->qemu.pid && vf_process_alive(flow->qemu) &&
+           strcmp(vf_name_of(cut->base_file), vf_name_of(path)) == 0;
+}
+
+static bool
+remove_names(struct vf_flow *flow, struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_inode overlay = cut->overlay;
+    struct vf_opened opened;
+
+    /* Killed between creation and the next line of the journal: what has the random name is ours. */
+    if (!overlay.number)
+        overlay = vf_cut_overlay_inode(cut);
+    if (overlay.number && flow->qemu.pid && vf_process_opened(flow->qemu.pid, overlay, &opened) &&
+        (opened.read_write || opened.read_only))
+        return vf_note(flow, VMFROST_FAILED,
+                       "disk %s: QEMU still has %s open, so that it is left alone", cut->name,
+                       cut->names.overlay);
+    bool gone = true;
+
+    if (cut->naming == VF_NAMING_FLIP)
+        gone = vf_unlink(cut->names.next, overlay, &flow->log, &error);
+    if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
+        gone = vf_links_add(flow, cut->names.sealed, cut->names.top);
+    else if (gone && cut->naming == VF_NAMING_FLIP)
+        gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
+    gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
+    if (!gone)
+        return vf_failed(&error) ? vf_note_error(flow, &error) : false;
+    if (vf_sync_folder_of(cut->names.overlay) < 0)
+        return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
+                       cut->names.overlay, strerror(errno));
+    return true;
+}
+
+static void
+remove_all_names(struct vf_flow *flow)
+{
+    bool gone = true;
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        gone &= remove_names(flow, &flow->cuts[i]);
+    vf_end(flow, gone ? VF_OK : VF_REFUSED);
+}
+
+static void dismiss_jobs(struct vf_flow *flow);
+
+static void
+on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    /* A job that cannot be dismissed yet is there again at the next attempt. */
+    if (reply->outcome == VF_UNKNOWN)
+        vf_expect(flow, reply, "job-dismiss");
+    else
+        dismiss_jobs(flow);
+}
+
+static void
+on_old_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    VF_AUTO_FREE char *prefix = vf_printf("vf%.8s-", flow->id);
+
+    if (!vf_expect(flow, reply, "query-jobs"))
+        return;
+    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
+                       i < vf_json_length(reply->value);
+         i++) {
+        struct json_object *job = vf_json_at(reply->value, i);
+        const char *id = vf_json_string(job, "id");
+
+        if (!id || !vf_starts_with(id, prefix))
+            continue;
+        bool concluded = vf_job_state_bit(vf_json_string(job, "status")) == VF_JOB_CONCLUDED;
+
+        if (!concluded) {
+            /* Creating an empty image takes milliseconds; the next attempt finds it ended. */
+            vf_refuse(flow, VMFROST_FAILED, "QEMU's job %s still runs", id);
+            return;
+        }
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", id, NULL), on_dismissed);
+        return;
+    }
+    remove_all_names(flow);
+}
+
+static void
+dismiss_jobs(struct vf_flow *flow)
+{
+    vf_ask(flow, "query-jobs", NULL, on_old_jobs);
+}
+
+/* A node of ours that is still there: an overlay's own (preopened), or its file's (interrupted). */
+static char *
+leftover_node(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        VF_AUTO_FREE char *file = file_node(&flow->cuts[i]);
+
+        if (vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_node))
+            return vf_strdup(flow->cuts[i].overlay_node);
+        if (vf_graph_has(flow->facts.graph, file))
+            return VF_STEAL(file);
+    }
+    return NULL;
+}
+
+static void drop_nodes(struct vf_flow *flow);
+
+static void
+on_node_dropped(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "cannot drop a node that was made for the snapshot"))
+        vf_look_again(flow, drop_nodes);
+}
+
+static void
+drop_nodes(struct vf_flow *flow)
+{
+    VF_AUTO_FREE char *node = leftover_node(flow);
+
+    if (node)
+        vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_node_dropped);
+    else
+        dismiss_jobs(flow);
+}
+
+static void
+on_reconnected(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (vf_expect(flow, reply, "reconnecting to QEMU"))
+        vf_look_again(flow, drop_nodes);
+}
+
+/* Removes nodes, files and links. Pays VF_OWE_FILES. Never while the cut is made or in doubt: the table's
+ * `unless` sees to that, and a file that QEMU has open is not touched in any case. */
+void
+vf_step_undo_files(struct vf_flow *flow)
+{
+    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+        remove_all_names(flow); /* nodes and jobs went with the process */
+    else if (vf_qmp_ready(flow->qmp))
+        vf_look_again(flow, drop_nodes);
+    else
+        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
+}

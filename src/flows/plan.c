@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The step that decides which disks are cut and under which names. It changes nothing.
+ */
+#include "flows/steps.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "util/cleanup.h"
+#include "util/mem.h"
+
+bool
+vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    struct vf_plan_input input = {
+        .status = flow->facts.status,
+        .migrate = flow->facts.migrate,
+        .jobs = flow->facts.jobs,
+        .block_jobs = flow->facts.block_jobs,
+        .block = flow->facts.block,
+        .nodes = flow->facts.nodes,
+        .graph = flow->facts.graph,
+        .exclude = (const char *const *)flow->exclude,
+        .exclude_count = flow->exclude_count,
+    };
+
+    vf_plan_release(&flow->plan);
+    return vf_plan_make(&input, &flow->plan, error);
+}
+
+bool
+vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
+              struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *known = vf_links_top(flow, disk->file);
+
+    if (disk->encrypted) {
+        vf_fail(error, VMFROST_FAILED,
+                "it is encrypted, and an overlay on it would hold the guest's data in the clear");
+        return vf_hint(error, "leave it out with --exclude %s", disk->name);
+    }
+    return vf_place_find(flow->qemu.pid, known ? known : disk->file, disk->format,
+                         flow->vm.overlay_folder, place, error);
+}
+
+/* False with the reason if this disk cannot be cut under safe names. */
+static bool
+add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *error)
+{
+    struct vf_place place = {0};
+
+    if (!vf_disk_place(flow, disk, &place, error)) {
+        vf_place_release(&place);
+        return false;
+    }
+    VF_GROW(flow->cuts, flow->cut_count);
+    struct vf_cut *cut = &flow->cuts[flow->cut_count];
+
+    vf_cut_make(cut, disk, &place, flow->snapshot_name, flow->id, flow->cut_count);
+    flow->cut_count++;
+    vf_place_release(&place);
+    return vf_names_free(&cut->names, error);
+}
+
+/* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible, and
+ * the user has to say that it may be missing. */
+void
+vf_step_plan(struct vf_flow *flow)
+{
+    if (vf_record_exists(&flow->vm, flow->snapshot_name)) {
+        vf_note(flow, VMFROST_FAILED, "a snapshot of this name exists already");
+        vf_advise(flow, "choose another name, or delete it: vmfrost delete %s@%s", flow->vm.name,
+                  flow->snapshot_name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_links_sweep(flow);
+    if (!vf_plan_facts(flow, &flow->error)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    for (size_t i = 0; i < flow->plan.warning_count; i++)
+        vf_warn(flow, "%s", flow->plan.warnings[i]);
+    for (size_t i = 0; i < flow->plan.count; i++) {
+        const struct vf_disk *disk = &flow->plan.disks[i];
+
+        if (disk->reason != VF_INCLUDED || add_cut(flow, disk, &flow->error))
+            continue;
+        vf_prefix(&flow->error, "disk %s", disk->name);
+        vf_advise(flow, "put that right, or leave the disk out with --exclude %s", disk->name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_end(flow, VF_OK);
+}

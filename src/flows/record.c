@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The record of a snapshot, as its users read it, and the journal of the operation that makes it.
+ *
+ * The record says what is known and no more: "consistent" is the word for a snapshot during which
+ * as many file systems were thawed as had been frozen and nothing disturbed the window.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "flows/steps.h"
+#include "util/json.h"
+#include "util/mem.h"
+
+/* The journal. */
+
+bool
+vf_journal_state(struct vf_flow *flow, const char *state, struct json_object *more)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *line = vf_json_strings("state", state, NULL);
+    char now[32];
+
+    vf_flow_time(flow, vf_now_us(), now);
+    vf_json_add_string(line, "time", now);
+    if (json_object_is_type(more, json_type_array)) {
+        vf_json_add(line, "cuts", more);
+    } else if (more) {
+        json_object_object_foreach(more, key, value)
+            vf_json_add(line, key, json_object_get(value));
+        json_object_put(more);
+    }
+    bool written = vf_journal_write(&flow->journal, line, &error);
+
+    json_object_put(line);
+    return written || vf_note_error(flow, &error);
+}
+
+struct json_object *
+vf_cuts_json(const struct vf_flow *flow)
+{
+    struct json_object *array = json_object_new_array();
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        json_object_array_add(array, vf_cut_json(&flow->cuts[i]));
+    return array;
+}
+
+bool
+vf_cuts_parse(struct vf_flow *flow, struct json_object *array)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        vf_cut_release(&flow->cuts[i]);
+    flow->cut_count = 0;
+    for (size_t i = 0; i < vf_json_length(array); i++) {
+        VF_GROW(flow->cuts, flow->cut_count);
+        if (!vf_cut_parse(&flow->cuts[flow->cut_count], vf_json_at(array, i)))
+            return false;
+        flow->cut_count++;
+    }
+    return true;
+}
+
+static struct json_object *
+first_line(const struct vf_flow *flow)
+{
+    struct json_object *line = vf_json_strings(
+        "operation", flow->engine.table->operation, "id", flow->id, "vm", flow->vm.name, "qmp",
+        flow->vm.qmp, "agent", flow->agent.socket, "agentPortId", flow->agent.port_id, "snapshot",
+        flow->snapshot_name, "qemuVersion", flow->qemu_version, NULL);
+    char now[32];
+
+    vf_flow_time(flow, vf_now_us(), now);
+    vf_json_add_string(line, "time", now);
+    vf_json_add_int(line, "pid", getpid());
+    vf_json_add_int(line, "qemu", flow->qemu.pid);
+    vf_json_add_int(line, "qemuStarted", (int64_t)flow->qemu.started);
+    if (flow->engine.deadline_us != INT64_MAX)
+        vf_json_add_int(line, "deadline",
+                        (flow->engine.deadline_us + flow->wall_offset_us) / 1000000);
+    vf_json_add(line, "cuts", vf_cuts_json(flow));
+    return line;
+}
+
+bool
+vf_journal_open(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *line = first_line(flow);
+    bool begun = vf_journal_begin(&flow->journal, &flow->vm, line, &error);
+
+    json_object_put(line);
+    return begun || vf_note_error(flow, &error);
+}
+
+/* The record. */
+
+static void
+add_time(const struct vf_flow *flow, struct json_object *object, const char *key, int64_t stamp_us)
+{
+    char text[32];
+
+    if (!stamp_us)
+        return;
+    vf_flow_time(flow, stamp_us, text);
+    vf_json_add_string(object, key, text);
+}
+
+static void
+add_ms(struct json_object *object, const char *key, int64_t from_us, int64_t to_us)
+{
+    if (from_us && to_us >= from_us)
+        vf_json_add(object, key, json_object_new_double_s((double)(to_us - from_us) / 1000, NULL));
+}
+
+static const char *
+quiesce_name(enum vmfrost_quiesce quiesce)
+{
+    switch (quiesce) {
+    case VMFROST_QUIESCE_AUTO:
+        return "auto";
+    case VMFROST_QUIESCE_REQUIRE:
+        return "require";
+    case VMFROST_QUIESCE_PREFER:
+        return "prefer";
+    case VMFROST_QUIESCE_SKIP:
+        return "skip";
+    }
+    return NULL;
+}
+
+struct json_object *
+vf_evidence_json(const struct vf_flow *flow)
+{
+    const struct vf_evidence *evidence = &flow->evidence;
+    if (flow->recovered_evidence)
+        return json_object_get(flow->recovered_evidence);
+    struct json_object *object = json_object_new_object();
+
+    vf_json_add_string(object, "quiesce", quiesce_name(flow->options.quiesce));
+    vf_json_add_string(object, "method", flow->preopened ? "preopened" : "existing");
+    if (evidence->frozen_count >= 0)
+        vf_json_add_int(object, "frozenFilesystems", evidence->frozen_count);
+    if (evidence->thawed_count >= 0)
+        vf_json_add_int(object, "thawedFilesystems", evidence->thawed_count);
+    add_ms(object, "freezeMs", evidence->freeze_sent, evidence->frozen);
+    add_ms(object, "cutMs", evidence->cut_sent, evidence->cut);
+    add_ms(object, "frozenMs", evidence->frozen, evidence->thaw_sent);
+    add_ms(object, "thawMs", evidence->thaw_sent, evidence->thawed);
+    add_time(flow, object, "freezeSent", evidence->freeze_sent);
+    add_time(flow, object, "frozen", evidence->frozen);
+    add_time(flow, object, "cutSent", evidence->cut_sent);
+    add_time(flow, object, "cut", evidence->cut);
+    add_time(flow, object, "thawSent", evidence->thaw_sent);
+    add_time(flow, object, "thawed", evidence->thawed);
+    vf_json_add_string(object, "disturbedBy", evidence->disturbed);
+    return object;
+}
+
+static void
+add_condition(const struct vf_flow *flow, struct json_object *conditions, const char *type,
+              bool status, const char *reason, const char *message)
+{
+    struct json_object *condition = vf_json_strings("type", type, "status",
+                                                    status ? "True" : "False", "reason", reason,
+                                                    "message", message, NULL);
+
+    add_time(flow, condition, "lastTransitionTime", vf_now_us());
+    json_object_array_add(conditions, condition);
+}
+
+static struct json_object *
+volumes(const struct vf_flow *flow)
+{
+    struct json_object *object = json_object_new_object(), *included = json_object_new_array(),
+                       *excluded = json_object_new_array();
+
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct json_object *volume = vf_json_strings(
+            "name", cut->name, "image", cut->names.sealed, "current",
+            cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay, "format",
+            cut->format, "naming", cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "message",
+            cut->why, NULL);
+
+        vf_json_add_int(volume, "size", cut->size);
+        json_object_array_add(included, volume);
+    }
+    for (size_t i = 0; i < flow->plan.count; i++) {
+        const struct vf_disk *disk = &flow->plan.disks[i];
+
+        if (disk->reason != VF_INCLUDED)
+            json_object_array_add(excluded, vf_json_strings("name", disk->name, "reason",
+                                                            vf_reason_name(disk->reason),
+                                                            "message", disk->why, NULL));
+    }
+    vf_json_add(object, "included", included);
+    vf_json_add(object, "excluded", excluded);
+    return object;
+}
+
+static bool
+launcher_must_change(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (flow->cuts[i].naming == VF_NAMING_NEW_FILE)
+            return true;
+    return false;
+}
+
+static void
+fill_conditions(struct vf_flow *flow, const char *phase, bool ready)
+{
+    struct json_object *conditions = json_object_new_array();
+    bool failed = strcmp(phase, "Failed") == 0, running = strcmp(phase, "InProgress") == 0;
+
+    add_condition(flow, conditions, "Ready", ready,
+                  ready     ? "Complete"
+                  : running ? "InProgress"
+                            : "Failed",
+                  ready ? "every image is in its place" : "there is no content to restore");
+    add_condition(flow, conditions, "Progressing", running, running ? "InProgress" : "Ended", NULL);
+    if (failed)
+        add_condition(flow, conditions, "Failure", true,
+                      flow->error.code == VMFROST_DEADLINE ? "DeadlineExceeded" : "Failed",
+                      flow->error.text);
+    if (ready && launcher_must_change(flow))
+        add_condition(flow, conditions, "LauncherMustChange", true, "NewFile",
+                      "some disks have a new current file: start the VM with what `vmfrost "
+                      "show` lists as \"current\", in format qcow2");
+    vf_json_add(flow->record, "conditions", conditions);
+}
+
+static void
+fill_indications(struct vf_flow *flow)
+{
+    struct json_object *indications = json_object_new_array();
+    const char *names[] = {
+        "Online",
+        flow->agent.connected ? "GuestAgent" : "NoGuestAgent",
+        flow->quiesce_failed ? "QuiesceFailed" : NULL,
+        flow->plan.run_state && !flow->plan.running ? "Paused" : NULL,
+        flow->unverified ? "ThawUnverified" : NULL,
+    };
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (names[i])
+            json_object_array_add(indications, json_object_new_string(names[i]));
+    vf_json_add(flow->record, "indications", indications);
+}
+
+static bool
+is_consistent(const struct vf_flow *flow)
+{
+    const struct vf_evidence *evidence = &flow->evidence;
+
+    return flow->froze && !flow->quiesce_failed && !flow->unverified && !evidence->disturbed &&
+           evidence->frozen_count > 0 && evidence->thawed_count == evidence->frozen_count;
+}
+
+/* Puts into the record what is known now. */
+static void
+fill(struct vf_flow *flow, const char *phase, bool ready)
+{
+    struct json_object *record = flow->record;
+    struct json_object *qemu = vf_json_strings("version", flow->qemu_version, NULL);
+
+    vf_json_add_string(record, "phase", phase);
+    vf_json_add_bool(record, "readyToUse", ready);
+    vf_json_add_string(record, "consistency",
+                       !ready                ? "none"
+                       : is_consistent(flow) ? "filesystem"
+                                             : "crash");
+    add_time(flow, record, "creationTime", ready ? flow->evidence.cut : 0);
+    if (flow->recovered_evidence)
+        vf_json_add_string(record, "creationTime", vf_json_string(flow->recovered_evidence, "cut"));
+    if (ready && !vf_json_string(record, "creationTime"))
+        add_time(flow, record, "creationTime", vf_now_us());
+    if (strcmp(phase, "InProgress") != 0)
+        add_time(flow, record, "completionTime", vf_now_us());
+    fill_conditions(flow, phase, ready);
+    /* A recovery has no plan: what was written at the beginning stays. */
+    if (flow->plan.run_state) {
+        fill_indications(flow);
+        vf_json_add(record, "snapshotVolumes", volumes(flow));
+    }
+    vf_json_add(record, "evidence", vf_evidence_json(flow));
+    vf_json_add(record, "warnings", json_object_get(flow->warnings));
+    vf_json_add_int(qemu, "pid", flow->qemu.pid);
+    vf_json_add_int(qemu, "started", (int64_t)flow->qemu.started);
+    if (flow->qemu_version)
+        vf_json_add(record, "qemu", qemu);
+    else
+        json_object_put(qemu);
+    if (ready)
+        vf_json_add(record, "cuts", vf_cuts_json(flow));
+    else
+        json_object_object_del(record, "cuts");
+    if (vf_failed(&flow->error)) {
+        struct json_object *error = vf_json_strings("message", flow->error.text, "next",
+                                                    flow->error.next, NULL);
+
+        add_time(flow, error, "time", vf_now_us());
+        vf_json_add(record, "error", error);
+    }
+}
+
+bool
+vf_record_write(struct vf_flow *flow, const char *phase, bool ready)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    fill(flow, phase, ready);
+    return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
+}
+
+static void
+make_record(struct vf_flow *flow)
+{
+    char deadline[32];
+
+    flow->record =
+        vf_json_strings("name", flow->snapshot_name, "vm", flow->vm.name, "id", flow->id, NULL);
+    add_time(flow, flow->record, "startTime", flow->accepted_us);
+    snprintf(deadline, sizeof deadline, "%.6gs",
+             (double)(flow->engine.deadline_us - flow->accepted_us) / 1e6);
+    vf_json_add_string(flow->record, "failureDeadline", deadline);
+}
+
+/* The operation is accepted: from here on there is a record, and a journal before it. Owes
+ * VF_OWE_RECORD. */
+void
+vf_step_accept(struct vf_flow *flow)
+{
+    if (vf_failed(&flow->error)) { /* only where the table went on in spite of it */
+        flow->quiesce_failed = true;
+        vf_absolve(flow);
+    }
+    make_record(flow);
+    vf_end(flow, vf_journal_open(flow) && vf_record_write(flow, "InProgress", false) ? VF_OK
+                                                                                      : VF_REFUSED);
+}
+
+void
+vf_absolve(struct vf_flow *flow)
+{
+    struct vmfrost_error error = flow->error;
+
+    flow->error = (struct vmfrost_error){.code = VMFROST_OK};
+    vf_warn(flow, "%s", error.text);
+}
+
+/* What the window was worth. */
+static void
+judge(struct vf_flow *flow)
+{
+    const struct vf_evidence *evidence = &flow->evidence;
+
+    if (!flow->froze || flow->quiesce_failed)
+        return;
+    if (evidence->disturbed)
+        vf_note(flow, VMFROST_UNVERIFIED, "while the guest was frozen: %s", evidence->disturbed);
+    else if (evidence->thawed_count != evidence->frozen_count && !vf_failed(&flow->error))
+        vf_note(flow, VMFROST_UNVERIFIED,
+                "%lld file systems were frozen, but %lld thawed: the guest was not frozen all the "
+                "time",
+                (long long)evidence->frozen_count, (long long)evidence->thawed_count);
+    if (flow->unverified && !vf_failed(&flow->error))
+        vf_note(flow, VMFROST_UNVERIFIED, "the thaw came late");
+    if (!vf_failed(&flow->error))
+        return;
+    flow->unverified = true;
+    flow->error.code = VMFROST_UNVERIFIED;
+    vf_advise(flow, "the snapshot is taken, and as good as one without an agent "
+                    "(crash-consistent): keep it, or `vmfrost delete %s@%s`",
+              flow->vm.name, flow->snapshot_name);
+}
+
+bool
+vf_journal_close_up(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (flow->engine.owed & ~(unsigned)VF_OWE_RECORD & ~flow->engine_pays)
+        return vf_journal_state(flow, "left", NULL);
+    return vf_journal_end(&flow->journal, &error) || vf_note_error(flow, &error);
+}
+
+/* Everything is in its place. Pays the debts of files, cut and record: they are the snapshot now. A thaw
+ * that is still owed stays owed, and the journal with it. */
+void
+vf_step_record(struct vf_flow *flow)
+{
+    judge(flow);
+    vf_conclude(flow);
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->naming == VF_NAMING_FLIP && !vf_links_add(flow, cut->names.overlay, cut->names.top)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    }
+    flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
+    if (!vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {
+        flow->snapshot_state = VMFROST_SNAPSHOT_NONE;
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_test_point(flow, "record.saved");
+    flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
+    vf_journal_close_up(flow);
+    vf_end(flow, VF_OK);
+}
+
+/* The record of a snapshot that was not taken. The journal stays if anything else is still owed. */
+void
+vf_step_undo_record(struct vf_flow *flow)
+{
+    vf_conclude(flow);
+    if (flow->record && !vf_record_write(flow, "Failed", false)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_end(flow, flow->journal.fd < 0 || vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+}

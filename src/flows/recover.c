@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Recovery: finishing or undoing what an interrupted operation left. Thaws first. Then it looks at what
+ * QEMU and the folders really hold, because the last thing that the dead process did is in no
+ * journal, and rolls forward or back.
+ *
+ * A cut that was made and whose deadline has not passed is finished; everything else is undone. Where
+ * QEMU is gone, names and files alone decide, and an overlay that holds data of the guest's is
+ * never removed. Running it twice, or killing it anywhere and running it again, is allowed.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "flows/steps.h"
+#include "flows/tables.h"
+#include "util/cleanup.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "vm/qcow2.h"
+
+enum step {
+    END = VF_STEP_END,
+    READ,
+    GUARD,
+    DISMISS,
+    THAW,
+    CONNECT,
+    THAW_MORE,
+    GRAPH,
+    OFFLINE,
+    TURN,
+    VERIFY,
+    MERGE,
+    LET_GO,
+    FILES,
+    CLOSE,
+    STEP_COUNT,
+};
+
+/* Reading the journal. */
+
+static struct json_object *
+last_line(const struct vf_flow *flow, const char *state)
+{
+    struct json_object *found = NULL;
+
+    for (size_t i = 0; i < vf_json_length(flow->journal_lines); i++) {
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *its_state = vf_json_string(line, "state");
+
+        if (its_state && strcmp(its_state, state) == 0)
+            found = line;
+    }
+    return found;
+}
+
+/* The index of the last line with this state, 0 if there is none (0 is the first line: no state). */
+static size_t
+last_index(const struct vf_flow *flow, const char *state)
+{
+    size_t found = 0;
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        const char *its_state = vf_json_string(vf_json_at(flow->journal_lines, i), "state");
+
+        if (its_state && strcmp(its_state, state) == 0)
+            found = i;
+    }
+    return found;
+}
+
+static bool
+was(const struct vf_flow *flow, const char *operation)
+{
+    const char *its = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
+
+    return its && strcmp(its, operation) == 0;
+}
+
+static bool
+guard_is_alive(const struct vf_flow *flow)
+{
+    struct json_object *line = last_line(flow, "freezing");
+    int64_t pid = 0, started = 0;
+
+    return line && vf_json_int(line, "guard", &pid) &&
+           vf_json_int(line, "guardStarted", &started) &&
+           vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+}
+
+static bool
+read_first_line(struct vf_flow *flow)
+{
+    struct json_object *first = vf_json_at(flow->journal_lines, 0);
+    struct json_object *prepared = last_line(flow, "prepared");
+    const char *id = vf_json_string(first, "id");
+    const char *agent = vf_json_string(first, "agent");
+    const char *port_id = vf_json_string(first, "agentPortId");
+    const char *snapshot = vf_json_string(first, "snapshot");
+    int64_t pid = 0, started = 0;
+
+    if (!id || strlen(id) != 16 ||
+        !vf_cuts_parse(flow, vf_json_array(prepared ? prepared : first, "cuts")))
+        return false;
+    memcpy(flow->id, id, sizeof flow->id);
+    if (agent)
+        flow->agent.socket = vf_strdup(agent);
+    if (port_id)
+        flow->agent.port_id = vf_strdup(port_id);
+    if (snapshot)
+        flow->snapshot_name = vf_strdup(snapshot);
+    vf_json_int(first, "qemu", &pid);
+    vf_json_int(first, "qemuStarted", &started);
+    flow->qemu = (struct vf_process){(pid_t)pid, (uint64_t)started};
+    return true;
+}
+
+static void
+read_journal(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    flow->journal_lines = vf_journal_read(&flow->vm, &error);
+    if (!flow->journal_lines && vf_failed(&error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (!flow->journal_lines) {
+        vf_links_sweep(flow);
+        vf_end(flow, VF_OK);
+        return;
+    }
+    if (vf_json_length(flow->journal_lines) && !read_first_line(flow)) {
+        vf_note(flow, VMFROST_FAILED, "the journal %s/journal cannot be understood",
+                flow->vm.folder);
+        vf_advise(flow, "thaw with `vmfrost thaw %s`, look at the images by hand, then remove "
+                        "that file",
+                  flow->vm.name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (!vf_journal_continue(&flow->journal, &flow->vm, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (flow->implicit && was(flow, "freeze") && guard_is_alive(flow)) {
+        vf_note(flow, VMFROST_FAILED, "the guest is frozen by hand");
+        vf_advise(flow, "thaw it first: vmfrost thaw %s", flow->vm.name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    flow->engine.conditions |= VF_IF_INTERRUPTED;
+    /* Without a process id (TCP) only a connection can tell. */
+    if (vf_json_length(flow->journal_lines) &&
+        (flow->qemu.pid == 0 || vf_process_alive(flow->qemu)))
+        flow->engine.conditions |= VF_IF_QEMU;
+    else
+        flow->engine.conditions |= VF_IF_OFFLINE;
+    size_t freezing = last_index(flow, "freezing");
+
+    flow->froze = freezing > 0;
+    if (freezing > last_index(flow, "thawed") && freezing > last_index(flow, "guard-thawed"))
+        flow->engine.conditions |= VF_IF_THAW_OWED;
+    vf_end(flow, VF_OK);
+}
+
+/* The guard. */
+
+static void
+wait_for_guard(struct vf_flow *flow)
+{
+    vf_end(flow, guard_is_alive(flow) ? VF_REFUSED : VF_OK);
+}
+
+static void
+dismiss_guard(struct vf_flow *flow)
+{
+    struct json_object *line = last_line(flow, "freezing");
+    int64_t pid = 0, started = 0;
+
+    if (line && vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
+        vf_guard_dismiss((pid_t)pid, (uint64_t)started, 0);
+    /* It may have written its last line while we waited. */
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *lines = vf_journal_read(&flow->vm, &error);
+
+    if (lines) {
+        json_object_put(flow->journal_lines);
+        flow->journal_lines = lines;
+    }
+    if (last_index(flow, "guard-thawed") > last_index(flow, "freezing"))
+        flow->engine.conditions &= ~(unsigned)VF_IF_THAW_OWED;
+    vf_end(flow, VF_OK);
+}
+
+/* The thaw. */
+
+static void
+thaw(struct vf_flow *flow)
+{
+    if (!flow->agent.socket) {
+        vf_refuse(flow, VMFROST_UNREACHABLE, "the journal names no socket of the agent");
+        return;
+    }
+    flow->thaw_first_us = flow->thaw_first_us ? flow->thaw_first_us : vf_now_us();
+    vf_step_thaw_again(flow);
+}
+
+static void
+connect_after_thaw(struct vf_flow *flow)
+{
+    if (!(flow->engine.owed & VF_OWE_THAW)) {
+        flow->engine.conditions &= ~(unsigned)VF_IF_THAW_OWED;
+        if (vf_failed(&flow->error))
+            vf_absolve(flow);
+    }
+    vf_step_connect(flow);
+}
+
+static void
+thaw_more(struct vf_flow *flow)
+{
+    if (vf_failed(&flow->error))
+        vf_absolve(flow);
+    thaw(flow);
+}
+
+/* Deciding. */
+
+static bool
+deadline_passed(const struct vf_flow *flow)
+{
+    int64_t deadline = 0;
+
+    return vf_json_int(vf_json_at(flow->journal_lines, 0), "deadline", &deadline) &&
+           time(NULL) >= (time_t)deadline;
+}
+
+static void
+load_record(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+
+    if (!flow->record && flow->snapshot_name && vf_record_exists(&flow->vm, flow->snapshot_name))
+        flow->record = vf_record_load(&flow->vm, flow->snapshot_name, &ignored);
+}
+
+static void
+forward(struct vf_flow *flow)
+{
+    flow->engine.conditions |= VF_IF_FORWARD;
+    flow->action = "rolled-forward";
+}
+
+static void
+back(struct vf_flow *flow, unsigned conditions)
+{
+    flow->engine.conditions |= conditions;
+    flow->action = "rolled-back";
+}
+
+/* A stop of ours that nobody has undone. */
+static bool
+left_stopped(const struct vf_flow *flow)
+{
+    size_t flip = last_index(flow, "merge-flip");
+
+    return flip && flip > last_index(flow, "merge-running") &&
+           flip > last_index(flow, "merged") &&
+           vf_json_bool(last_line(flow, "merge-flip"), "running", false);
+}
+
+static void
+decide(struct vf_flow *flow)
+{
+    size_t made = vf_cuts_made(flow);
+
+    load_record(flow);
+    flow->stopped = left_stopped(flow);
+    if (was(flow, "freeze")) {
+        flow->action = "thawed";
+    } else if (was(flow, "delete")) {
+        forward(flow);
+        flow->engine.conditions &= ~(unsigned)VF_IF_FORWARD;
+        flow->engine.conditions |= VF_IF_MERGE | VF_IF_FILES;
+    } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false)) {
+        forward(flow); /* all was done but the end of the journal */
+    } else if (made == 0) {
+        back(flow, VF_IF_FILES);
+    } else if (made < flow->cut_count && !last_index(flow, "merge-flip") &&
+               !last_index(flow, "merge-running")) {
+        vf_note(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",
+                made, flow->cut_count);
+        vf_advise(flow, "look at `vmfrost status %s`; nothing was touched", flow->vm.name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    } else if (deadline_passed(flow) || last_index(flow, "merge-flip") ||
+               last_index(flow, "merge-running")) {
+        back(flow, VF_IF_MERGE | VF_IF_FILES);
+    } else {
+        forward(flow);
+    }
+    vf_end(flow, VF_OK);
+}
+
+static void
+look_at_graph(struct vf_flow *flow)
+{
+    vf_look_again(flow, decide);
+}
+
+/* QEMU is gone: which of its two images was the live one? */
+
+static bool
+has_data(const struct vf_cut *cut)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+    bool data = true; /* what cannot be read is not thrown away */
+
+    if (!vf_inode_of(cut->names.overlay).number)
+        return false;
+    if (vf_qcow2_read(cut->names.overlay, &image, &ignored)) {
+        data = image.has_data;
+        vf_qcow2_release(&image);
+    } else if (!cut->overlay.number) {
+        data = false; /* killed before it was a whole image */
+    }
+    return data;
+}
+
+static bool
+is_flipped(const struct vf_cut *cut)
+{
+    return cut->naming == VF_NAMING_FLIP && cut->overlay.number &&
+           vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
+}
+
+/* The merge of this disk was past the point from which on its base is the live image. */
+static bool
+merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    bool final = false;
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *disk = vf_json_string(line, "disk"), *state = vf_json_string(line, "state");
+
+        if (disk && state && strcmp(disk, cut->name) == 0)
+            final = strcmp(state, "merge-final") == 0 || strcmp(state, "merged") == 0;
+    }
+    return final && !is_flipped(cut);
+}
+
+static void
+decide_offline(struct vf_flow *flow)
+{
+    size_t live = 0, merged = 0;
+
+    load_record(flow);
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        merged += merge_was_final(flow, cut);
+        live += !merge_was_final(flow, cut) && (is_flipped(cut) || has_data(cut));
+    }
+    if (was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
+        flow->action = "thawed";
+    } else if (live == 0) {
+        back(flow, VF_IF_FILES);
+    } else if (merged == 0 && !was(flow, "delete")) {
+        forward(flow);
+    } else {
+        /* Some disks are merged and some are not: every name leads to its live image, which is
+         * what counts; the rest is for a deletion when the VM runs. */
+        for (size_t i = 0; i < flow->cut_count; i++)
+            if (!merge_was_final(flow, &flow->cuts[i]) &&
+                !vf_turn_to_overlay(flow, &flow->cuts[i])) {
+                vf_end(flow, VF_REFUSED);
+                return;
+            }
+        flow->action = "none";
+        vf_warn(flow, "the VM stopped in the middle of a merge: delete %s again when it runs",
+                flow->snapshot_name ? flow->snapshot_name : "the snapshot");
+    }
+    vf_end(flow, VF_OK);
+}
+
+static void
+turn(struct vf_flow *flow)
+{
+    vf_end(flow, vf_flip_all(flow) ? VF_OK : VF_REFUSED);
+}
+
+static void
+on_let_go(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "letting the VM go on (cont)"))
+        return;
+    flow->stopped = false;
+    vf_end(flow, VF_OK);
+}
+
+static void
+let_go(struct vf_flow *flow)
+{
+    if (flow->stopped && vf_qmp_ready(flow->qmp))
+        vf_ask(flow, "cont", NULL, on_let_go);
+    else
+        vf_end(flow, VF_OK);
+}
+
+/* Closing. */
+
+static bool
+close_forward(struct vf_flow *flow)
+{
+    struct json_object *thawed = last_line(flow, "thawed");
+    int64_t frozen_count = -1, thawed_count = -2;
+
+    if (vf_json_bool(flow->record, "readyToUse", false))
+        return true;
+    vf_json_int(thawed, "frozenFilesystems", &frozen_count);
+    vf_json_int(thawed, "thawedFilesystems", &thawed_count);
+    flow->evidence.frozen_count = frozen_count;
+    flow->evidence.thawed_count = thawed_count;
+    flow->recovered_evidence = thawed;
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (flow->cuts[i].naming == VF_NAMING_FLIP && flow->qemu.pid &&
+            !vf_links_add(flow, flow->cuts[i].names.overlay, flow->cuts[i].names.top))
+            return false;
+    bool proved = !flow->froze || (frozen_count > 0 && frozen_count == thawed_count);
+
+    flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
+    flow->unverified = !proved;
+    if (!proved) {
+        vf_note(flow, VMFROST_UNVERIFIED,
+                "vmfrost was interrupted in the frozen window: the snapshot is whole, but nobody "
+                "can say that the guest was frozen all the time");
+        vf_advise(flow, "keep it as a crash-consistent one, or delete it");
+    }
+    bool written = vf_record_write(flow, proved ? "Succeeded" : "Failed", true);
+
+    /* The record's trouble is not the recovery's: that one did what it should. */
+    flow->unverified = false;
+    if (!proved)
+        vf_absolve(flow);
+    return written;
+}
+
+static bool
+close_back(struct vf_flow *flow)
+{
+    if (!flow->record)
+        return true;
+    struct vmfrost_error kept = flow->error;
+
+    flow->error = (struct vmfrost_error){.code = VMFROST_OK};
+    vf_fail(&flow->error, VMFROST_FAILED, "vmfrost was interrupted; the snapshot was rolled back");
+    bool written = vf_record_write(flow, "Failed", false);
+
+    flow->error = kept;
+    return written;
+}
+
+static void
+close_up(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    bool closed = true;
+
+    if (vf_failed(&flow->error) && !(flow->engine.owed & VF_OWE_THAW))
+        vf_absolve(flow);
+    if (flow->engine.conditions & VF_IF_FORWARD)
+        closed = close_forward(flow);
+    else if (was(flow, "snapshot") && flow->action && strcmp(flow->action, "rolled-back") == 0)
+        closed = close_back(flow);
+    else if (was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) && flow->snapshot_name)
+        closed = vf_record_remove(&flow->vm, flow->snapshot_name, &error) ||
+                 vf_note_error(flow, &error);
+    vf_links_sweep(flow);
+    vf_end(flow, closed && vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+}
+
+#define MINUTE_MS (60 * 1000)
+#define DAY_MS (24 * 60 * MINUTE_MS)
+
+static const struct vf_step steps[STEP_COUNT] = {
+    [READ] = {.name = "read", .title = "Reading the journal",
+        .start = read_journal, .budget_ms = MINUTE_MS, .next = GUARD},
+    [GUARD] = {.name = "guard", .title = "Waiting for the guard",
+        .start = wait_for_guard, .budget_ms = 5000, .patience_ms = 1500, .pause_ms = 20,
+        .next = DISMISS, .otherwise = DISMISS, .when = VF_IF_INTERRUPTED},
+    [DISMISS] = {.name = "dismiss", .title = "Relieving the guard",
+        .start = dismiss_guard, .budget_ms = 5000, .next = THAW, .when = VF_IF_INTERRUPTED},
+    [THAW] = {.name = "thaw", .title = "Thawing the guest",
+        .start = thaw, .owes = VF_OWE_THAW, .sticky = VF_OWE_THAW, .pays = VF_OWE_THAW,
+        .budget_ms = 5000, .next = CONNECT, .otherwise = CONNECT,
+        .when = VF_IF_THAW_OWED | VF_IF_QEMU},
+    [CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
+        .start = connect_after_thaw, .budget_ms = 10000, .next = THAW_MORE, .when = VF_IF_QEMU},
+    [THAW_MORE] = {.name = "thaw-more", .title = "Thawing the guest, again",
+        .start = thaw_more, .pays = VF_OWE_THAW, .budget_ms = 5000,
+        .patience_ms = VF_PATIENCE_THAW, .pause_ms = 250, .next = GRAPH, .otherwise = GRAPH,
+        .when = VF_IF_THAW_OWED | VF_IF_QEMU},
+    [GRAPH] = {.name = "graph", .title = "Looking at the VM",
+        .start = look_at_graph, .budget_ms = 30000, .next = OFFLINE, .when = VF_IF_QEMU},
+    [OFFLINE] = {.name = "offline", .title = "Looking at the images",
+        .start = decide_offline, .budget_ms = MINUTE_MS, .next = TURN,
+        .when = VF_IF_INTERRUPTED | VF_IF_OFFLINE},
+    [TURN] = {.name = "turn", .title = "Turning the names",
+        .start = turn, .budget_ms = MINUTE_MS, .next = VERIFY, .when = VF_IF_FORWARD},
+    [VERIFY] = {.name = "verify", .title = "Verifying",
+        .start = vf_step_verify, .budget_ms = MINUTE_MS, .next = MERGE,
+        .when = VF_IF_FORWARD | VF_IF_QEMU},
+    [MERGE] = {.name = "merge", .title = "Merging the overlays back",
+        .start = vf_step_merge, .budget_ms = DAY_MS, .patience_ms = MINUTE_MS, .pause_ms = 1000,
+        .next = LET_GO, .when = VF_IF_MERGE},
+    [LET_GO] = {.name = "let-go", .title = "Letting the VM go on",
+        .start = let_go, .budget_ms = 10000, .next = FILES, .when = VF_IF_QEMU},
+    [FILES] = {.name = "files", .title = "Removing what was prepared",
+        .start = vf_step_undo_files, .budget_ms = MINUTE_MS, .patience_ms = 5000, .pause_ms = 250,
+        .next = CLOSE, .when = VF_IF_FILES},
+    [CLOSE] = {.name = "close", .title = "Closing the journal",
+        .start = close_up, .budget_ms = MINUTE_MS, .next = END, .when = VF_IF_INTERRUPTED},
+};
+
+/* Recovery has no way back: what is still owed stays in the journal, for the next one. */
+const struct vf_table vf_recover_table = {
+    .operation = "recover",
+    .steps = steps,
+    .step_count = STEP_COUNT,
+    .first = READ,
+};
+
+struct vf_flow *
+vf_recovery_before(struct vf_flow *parent, vmfrost_done_fn *done)
+{
+    struct vf_flow *flow =
+        vf_flow_new(parent->loop, parent->store, &parent->log, &vf_recover_table);
+
+    flow->vm_name = vf_strdup(parent->vm_name);
+    flow->error = parent->error;
+    if (!vf_failed(&flow->error))
+        vf_store_find(flow->store, flow->vm_name, &flow->vm, &flow->error);
+    flow->lock_fd = parent->lock_fd;
+    flow->lock_borrowed = true;
+    flow->implicit = true;
+    flow->engine.thaw_wait_ms = parent->engine.thaw_wait_ms;
+    flow->on_done = done;
+    flow->data = parent;
+    return flow;
+}
+
+static void
+describe(struct vf_flow *flow)
+{
+    const char *operation =
+        vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
+    bool found = flow->engine.conditions & VF_IF_INTERRUPTED;
+
+    flow->document_json =
+        vf_json_strings("vm", flow->vm.name, "operation", operation, "action",
+                        flow->action ? flow->action : "none", "record",
+                        found ? flow->snapshot_name : NULL, NULL);
+    vf_json_add_bool(flow->document_json, "found", found);
+    vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
+}
+
+void
+vf_recover_prepare(struct vf_flow *flow)
+{
+    flow->document = describe;
+}

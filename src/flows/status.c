@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Status and check: looking without changing anything.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "flows/steps.h"
+#include "flows/tables.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+
+#define DEEP_CHAIN 16
+
+/* The document. */
+
+static void
+add_place(struct vf_flow *flow, struct json_object *document, const struct vf_disk *disk)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_place place = {0};
+
+    vf_json_add_int(document, "depth", disk->depth);
+    if (disk->reason != VF_INCLUDED)
+        return;
+    if (vf_disk_place(flow, disk, &place, &error)) {
+        vf_json_add_string(document, "naming",
+                           place.naming == VF_NAMING_FLIP ? "flip" : "new-file");
+        vf_json_add_string(document, "image", place.path);
+        vf_json_add_string(document, "namingMessage", place.why);
+    } else {
+        vf_json_add_bool(document, "eligible", false);
+        vf_json_add_string(document, "reason", vf_reason_name(VF_OUT_NAME));
+        vf_json_add_string(document, "message", error.text);
+    }
+    vf_place_release(&place);
+    if (disk->depth >= DEEP_CHAIN)
+        vf_warn(flow, "disk %s stands on %d images: delete old snapshots; each one costs time and "
+                      "descriptors",
+                disk->name, disk->depth);
+}
+
+static struct json_object *
+snapshots(struct vf_flow *flow)
+{
+    static const char *const keys[] = {"name",  "phase",       "startTime", "creationTime",
+                                       "consistency", "readyToUse"};
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
+    struct json_object *list = json_object_new_array();
+
+    if (vf_failed(&error))
+        vf_warn(flow, "%s", error.text);
+    for (size_t i = 0; i < vf_json_length(records); i++) {
+        struct json_object *summary = json_object_new_object();
+
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            struct json_object *value;
+
+            if (json_object_object_get_ex(vf_json_at(records, i), keys[k], &value))
+                vf_json_add(summary, keys[k], json_object_get(value));
+        }
+        json_object_array_add(list, summary);
+    }
+    return list;
+}
+
+static struct json_object *
+interrupted(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *lines = vf_journal_read(&flow->vm, &error);
+    struct json_object *first = vf_json_at(lines, 0);
+    bool owes = false;
+
+    if (!lines || !first)
+        return NULL;
+    for (size_t i = 1; i < vf_json_length(lines); i++) {
+        const char *state = vf_json_string(vf_json_at(lines, i), "state");
+
+        if (state && strcmp(state, "freezing") == 0)
+            owes = true;
+        if (state && (strcmp(state, "thawed") == 0 || strcmp(state, "guard-thawed") == 0))
+            owes = false;
+    }
+    struct json_object *document =
+        vf_json_strings("operation", vf_json_string(first, "operation"), "since",
+                        vf_json_string(first, "time"), "snapshot",
+                        vf_json_string(first, "snapshot"), NULL);
+
+    vf_json_add_bool(document, "owesThaw", owes);
+    return document;
+}
+
+static void
+add_agent(struct vf_flow *flow, struct json_object *document)
+{
+    struct json_object *agent = vf_json_strings("socket", flow->agent.socket, "message",
+                                                flow->agent.message, NULL);
+    struct json_object *conditions = json_object_new_array();
+    bool known = flow->facts.status != NULL;
+
+    vf_json_add_bool(agent, "connected", flow->agent.connected);
+    vf_json_add(document, "agent", agent);
+    json_object_array_add(
+        conditions, vf_json_strings("type", "AgentConnected", "status",
+                                    !known                  ? "Unknown"
+                                    : flow->agent.connected ? "True"
+                                                            : "False",
+                                    "message", flow->agent.message, NULL));
+    vf_json_add(document, "conditions", conditions);
+}
+
+static void
+describe(struct vf_flow *flow)
+{
+    bool running = flow->facts.status != NULL;
+    struct json_object *document;
+
+    if (running) {
+        document = vf_plan_json(&flow->plan);
+        struct json_object *disks = vf_json_array(document, "disks");
+
+        for (size_t i = 0; i < flow->plan.count && i < vf_json_length(disks); i++)
+            add_place(flow, vf_json_at(disks, i), &flow->plan.disks[i]);
+        struct json_object *qemu = vf_json_strings("version", flow->qemu_version, NULL);
+
+        vf_json_add_int(qemu, "pid", flow->qemu.pid);
+        vf_json_add(document, "qemu", qemu);
+    } else {
+        document = json_object_new_object();
+    }
+    vf_json_add_string(document, "vm", flow->vm.name);
+    vf_json_add_string(document, "qmp", flow->vm.qmp);
+    vf_json_add_bool(document, "running", running);
+    add_agent(flow, document);
+    vf_json_add(document, "snapshots", snapshots(flow));
+    struct json_object *unfinished = interrupted(flow);
+
+    if (unfinished)
+        vf_json_add(document, "interrupted", unfinished);
+    struct json_object *holder = vf_vm_holder(&flow->vm);
+
+    if (holder)
+        vf_json_add(document, "holder", holder);
+    for (size_t i = 0; i < flow->plan.warning_count; i++)
+        vf_warn(flow, "%s", flow->plan.warnings[i]);
+    vf_json_add(document, "warnings", json_object_get(flow->warnings));
+    flow->document_json = document;
+}
+
+/* Status. */
+
+/* A VM that is not running, or is just being worked on, has a status, too. */
+static void
+find_out(struct vf_flow *flow)
+{
+    struct json_object *holder = vf_vm_holder(&flow->vm);
+
+    if (!holder) {
+        vf_step_connect(flow);
+        return;
+    }
+    /* QEMU serves one client at a time: asking now would only disturb. */
+    json_object_put(holder);
+    vf_warn(flow, "another vmfrost works on this VM right now: QEMU was not asked");
+    vf_end(flow, VF_REFUSED);
+}
+
+static void
+note_disks(struct vf_flow *flow)
+{
+    struct vmfrost_error refusal = {.code = VMFROST_OK};
+
+    if (!vf_plan_facts(flow, &refusal))
+        vf_warn(flow, "no snapshot now: %s", refusal.text);
+    vf_end(flow, VF_OK);
+}
+
+static void
+finish_status(struct vf_flow *flow)
+{
+    if (vf_failed(&flow->error))
+        vf_absolve(flow);
+    describe(flow);
+    vf_end(flow, VF_OK);
+}
+
+enum status_step {
+    S_END = VF_STEP_END,
+    S_CONNECT,
+    S_LOOK,
+    S_DISKS,
+    S_AGENT,
+    S_DESCRIBE,
+    S_COUNT,
+};
+
+static const struct vf_step status_steps[S_COUNT] = {
+    [S_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
+        .start = find_out, .budget_ms = 10000, .next = S_LOOK, .otherwise = S_DESCRIBE},
+    [S_LOOK] = {.name = "look", .title = "Looking at the VM",
+        .start = vf_step_look, .budget_ms = 10000, .next = S_DISKS, .otherwise = S_DESCRIBE},
+    [S_DISKS] = {.name = "disks", .title = "Looking at the disks",
+        .start = note_disks, .budget_ms = 10000, .next = S_AGENT},
+    [S_AGENT] = {.name = "agent", .title = "Asking the guest agent",
+        .start = vf_step_agent, .budget_ms = 2000, .next = S_DESCRIBE, .otherwise = S_DESCRIBE},
+    [S_DESCRIBE] = {.name = "describe", .title = "Writing it down",
+        .start = finish_status, .budget_ms = 10000, .next = S_END},
+};
+
+const struct vf_table vf_status_table = {
+    .operation = "status",
+    .steps = status_steps,
+    .step_count = S_COUNT,
+    .first = S_CONNECT,
+};
+
+/* Check: the beginning of a snapshot, and what can be known of the rest. */
+
+static void
+check_folders(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
+        struct statvfs room;
+
+        if (cut->naming == VF_NAMING_FLIP && access(folder, W_OK) < 0) {
+            vf_refuse(flow, VMFROST_FAILED, "disk %s: the folder %s is not writable", cut->name,
+                      folder);
+            return;
+        }
+        if (statvfs(folder, &room) == 0 && room.f_bavail * room.f_frsize < 1 << 20) {
+            vf_refuse(flow, VMFROST_FAILED, "disk %s: the file system of %s is full", cut->name,
+                      folder);
+            return;
+        }
+    }
+    vf_end(flow, VF_OK);
+}
+
+static void
+finish_check(struct vf_flow *flow)
+{
+    if (!flow->facts.status)
+        return;
+    describe(flow);
+    vf_json_add_bool(flow->document_json, "wouldSucceed", !vf_failed(&flow->error));
+}
+
+void
+vf_check_prepare(struct vf_flow *flow)
+{
+    flow->document = finish_check;
+}
+
+enum check_step {
+    C_END = VF_STEP_END,
+    C_CONNECT,
+    C_LOOK,
+    C_PLAN,
+    C_AGENT,
+    C_FOLDERS,
+    C_COUNT,
+};
+
+static const struct vf_step check_steps[C_COUNT] = {
+    [C_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
+        .start = vf_step_connect, .budget_ms = 10000, .next = C_LOOK},
+    [C_LOOK] = {.name = "look", .title = "Looking at the VM",
+        .start = vf_step_look, .budget_ms = 10000, .next = C_PLAN},
+    [C_PLAN] = {.name = "plan", .title = "Choosing disks",
+        .start = vf_step_plan, .budget_ms = 10000, .next = C_AGENT},
+    [C_AGENT] = {.name = "agent", .title = "Asking the guest agent",
+        .start = vf_step_agent, .budget_ms = 5000, .next = C_FOLDERS},
+    [C_FOLDERS] = {.name = "folders", .title = "Looking at the folders",
+        .start = check_folders, .budget_ms = 10000, .next = C_END},
+};
+
+const struct vf_table vf_check_table = {
+    .operation = "check",
+    .steps = check_steps,
+    .step_count = C_COUNT,
+    .first = C_CONNECT,
+};

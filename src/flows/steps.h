@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The steps that tables are made of, and the parts that several steps share. Each step function
+ * is documented at its definition; each ends its step exactly once.
+ */
+#ifndef VF_FLOWS_STEPS_H
+#define VF_FLOWS_STEPS_H
+
+#include "flows/flow.h"
+
+/* connect.c: QEMU's monitor. */
+void vf_step_connect(struct vf_flow *flow);
+
+/* look.c: what QEMU is, and where its agent is. */
+void vf_step_look(struct vf_flow *flow);
+void vf_facts_release(struct vf_flow *flow);
+/* The file name of a node as QEMU knows it; borrowed; NULL if there is no such node. */
+const char *vf_node_file(const struct vf_flow *flow, const char *node);
+/* Asks for the graph and the nodes anew; `fn` is not called if that fails (the step then ended). */
+void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
+
+/* plan.c: which disks, and under which names. */
+void vf_step_plan(struct vf_flow *flow);
+/* Makes flow->plan from flow->facts; false with the refusal. */
+bool vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error);
+/* Where a disk's image lies; false with the reason why it cannot be cut. */
+bool vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
+                   struct vmfrost_error *error);
+
+/* agent.c: is it there, and may it freeze? */
+void vf_step_agent(struct vf_flow *flow);
+/* Opens the agent's socket if it is not open; OK or UNKNOWN to `fn`. */
+void vf_agent_open(struct vf_flow *flow, vf_flow_fn *fn);
+
+/* overlays.c: everything that can be done before the freeze. */
+void vf_step_overlays(struct vf_flow *flow);
+void vf_step_rehearse(struct vf_flow *flow);
+void vf_step_undo_files(struct vf_flow *flow);
+/* The transaction of the cut, as arguments; owned by the caller. */
+struct json_object *vf_cut_transaction(const struct vf_flow *flow, bool rehearsal);
+
+/* window.c: freeze, cut, flip, thaw. */
+void vf_step_guard(struct vf_flow *flow);
+void vf_step_freeze(struct vf_flow *flow);
+void vf_step_cut(struct vf_flow *flow);
+void vf_step_flip(struct vf_flow *flow);
+void vf_step_thaw(struct vf_flow *flow);
+void vf_step_thaw_again(struct vf_flow *flow);
+/* Renames every second link that is still there over its disk's name. */
+bool vf_flip_all(struct vf_flow *flow);
+
+/* verify.c: is it what it should be? */
+void vf_step_verify(struct vf_flow *flow);
+void vf_step_resolve(struct vf_flow *flow);
+/* How many of the flow's cuts QEMU has made, by the graph that was asked last. */
+size_t vf_cuts_made(const struct vf_flow *flow);
+
+/* merge.c: commit the overlays back into their bases. */
+void vf_step_merge(struct vf_flow *flow);
+/* Cancels the merge that is under way, if any. */
+void vf_step_stop_merge(struct vf_flow *flow);
+/* Make the disk's visible name lead to its base or its overlay. */
+bool vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut);
+bool vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut);
+
+/* job.c: QEMU's jobs. */
+/* Starts a job by `command` (its arguments get the job's id), waits until it has concluded and
+ * dismisses it. REFUSED with the job's own error. */
+void vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments,
+                vf_flow_fn *fn);
+/* Waits until the job `id` is in one of the states (VF_JOB_*), which may have come already. */
+enum {
+    VF_JOB_READY = 1 << 0,
+    VF_JOB_PENDING = 1 << 1,
+    VF_JOB_CONCLUDED = 1 << 2,
+    VF_JOB_GONE = 1 << 3, /* "null", or not there at all */
+};
+void vf_job_watch(struct vf_flow *flow, const char *id);
+void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
+/* The bit of a state's name; 0 for states that nobody waits for. */
+unsigned vf_job_state_bit(const char *name);
+void vf_job_event(struct vf_flow *flow, const char *state);
+void vf_job_lost(struct vf_flow *flow, const char *why);
+
+/* record.c: the record and the journal. */
+void vf_step_accept(struct vf_flow *flow);
+void vf_step_record(struct vf_flow *flow);
+void vf_step_undo_record(struct vf_flow *flow);
+/* Adds a line to the journal: {"state": state, ...more}. `more` (may be NULL) is owned. */
+bool vf_journal_state(struct vf_flow *flow, const char *state, struct json_object *more);
+/* What is known of the window, for records and the journal; owned by the caller. */
+struct json_object *vf_evidence_json(const struct vf_flow *flow);
+/* An array of the flow's cuts. */
+struct json_object *vf_cuts_json(const struct vf_flow *flow);
+bool vf_cuts_parse(struct vf_flow *flow, struct json_object *array);
+/* Puts the error together from all that is known; once. */
+void vf_conclude(struct vf_flow *flow);
+bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
+/* The operation goes on in spite of its error, which becomes a warning. */
+void vf_absolve(struct vf_flow *flow);
+/* Begins the journal with the flow's first line; ends it, unless something else is owed. */
+bool vf_journal_open(struct vf_flow *flow);
+bool vf_journal_close_up(struct vf_flow *flow);
+
+/* links.c: names that a running QEMU still needs. */
+/* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top` is
+ * the visible name of the same disk. */
+bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
+/* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
+char *vf_links_top(const struct vf_flow *flow, const char *path);
+/* Removes the links whose QEMU is gone. */
+void vf_links_sweep(struct vf_flow *flow);
+
+/* delete.c: loads the record; one without content is only removed. */
+void vf_delete_prepare(struct vf_flow *flow);
+
+/* status.c */
+void vf_check_prepare(struct vf_flow *flow);
+
+/* recover.c */
+void vf_recover_prepare(struct vf_flow *flow);
+struct vf_flow *vf_recovery_before(struct vf_flow *parent, vmfrost_done_fn *done);
+
+#endif

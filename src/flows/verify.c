@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Looking at what really is: QEMU's graph, the files that it has open, the names in the folders.
+ * Nothing that a reply claimed is believed here.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "flows/steps.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "vm/graph.h"
+
+/* The overlay stands on its base and somebody uses it. */
+static bool
+is_made(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *backing = vf_graph_child(flow->facts.graph, cut->overlay_node, "backing");
+
+    return backing && strcmp(backing, cut->node) == 0 &&
+           vf_graph_in_use(flow->facts.graph, cut->overlay_node);
+}
+
+size_t
+vf_cuts_made(const struct vf_flow *flow)
+{
+    size_t made = 0;
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        made += is_made(flow, &flow->cuts[i]);
+    return made;
+}
+
+static struct json_object *
+find_node(const struct vf_flow *flow, const char *name)
+{
+    for (size_t i = 0; i < vf_json_length(flow->facts.nodes); i++) {
+        struct json_object *node = vf_json_at(flow->facts.nodes, i);
+        const char *its_name = vf_json_string(node, "node-name");
+
+        if (its_name && strcmp(its_name, name) == 0)
+            return node;
+    }
+    return NULL;
+}
+
+static bool
+graph_is_right(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct json_object *overlay = find_node(flow, cut->overlay_node);
+    struct json_object *base = find_node(flow, cut->node);
+    int64_t size = -1;
+
+    if (!is_made(flow, cut))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: the VM does not run on its overlay",
+                       cut->name);
+    if (!vf_json_int(vf_json_object(overlay, "image"), "virtual-size", &size) || size != cut->size)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: the overlay has not the disk's size",
+                       cut->name);
+    if (vf_json_bool(overlay, "ro", true))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: the overlay is read-only", cut->name);
+    if (!vf_json_bool(base, "ro", false))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: its sealed image is still writable",
+                       cut->name);
+    return true;
+}
+
+static bool
+files_are_right(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct vf_opened overlay, base;
+
+    if (flow->qemu.pid == 0 || !cut->base.number)
+        return true; /* a QEMU or a disk that cannot be looked at; the record has new-file mode */
+    if (!vf_process_opened(flow->qemu.pid, cut->overlay, &overlay) ||
+        !vf_process_opened(flow->qemu.pid, cut->base, &base))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot see what QEMU (pid %d) has open",
+                       cut->name, (int)flow->qemu.pid);
+    if (!overlay.read_write)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing",
+                       cut->name, cut->names.overlay);
+    if (base.read_write)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU still has %s open for writing",
+                       cut->name, cut->names.sealed);
+    return true;
+}
+
+static bool
+names_are_right(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    if (cut->naming == VF_NAMING_FLIP &&
+        (!vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay) ||
+         !vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base)))
+        return vf_note(flow, VMFROST_FAILED,
+                       "disk %s: somebody changed the names of its images in the meantime",
+                       cut->name);
+    if (vf_sync_folder_of(cut->names.overlay) < 0)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
+                       cut->name, cut->names.overlay, strerror(errno));
+    return true;
+}
+
+static void
+on_looked(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (!graph_is_right(flow, cut) || !files_are_right(flow, cut) ||
+            !names_are_right(flow, cut)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    }
+    vf_end(flow, VF_OK);
+}
+
+void
+vf_step_verify(struct vf_flow *flow)
+{
+    vf_look_again(flow, on_looked);
+}
+
+/* Whether the cut was made, when its reply is not known. */
+
+static void
+on_resolved(struct vf_flow *flow)
+{
+    size_t made = vf_cuts_made(flow);
+
+    if (made == 0)
+        vf_engine_forgive(&flow->engine, VF_OWE_CUT);
+    if (made != 0 && made != flow->cut_count) {
+        /* A transaction is all or nothing: somebody else works on these disks. */
+        vf_refuse(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",
+                  made, flow->cut_count);
+        return;
+    }
+    vf_end(flow, VF_OK);
+}
+
+static void
+on_reconnected(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (vf_expect(flow, reply, "reconnecting to QEMU"))
+        vf_look_again(flow, on_resolved);
+}
+
+/* Asks for the graph. On the connection of the cut its reply comes after the cut's own, and a new
+ * connection's first reply after whatever QEMU was at: so the answer is final. Pays
+ * VF_OWE_RESOLVE, and forgives VF_OWE_CUT if nothing was cut. */
+void
+vf_step_resolve(struct vf_flow *flow)
+{
+    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+        vf_refuse(flow, VMFROST_UNREACHABLE, "QEMU is gone");
+    else if (vf_qmp_ready(flow->qmp))
+        vf_look_again(flow, on_resolved);
+    else
+        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
+}

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The public entry points: thin. Each makes a flow, fills in what the caller asked for, and lets
+ * it begin from the loop; what is wrong with the arguments is told the same way as everything
+ * else, by the one callback.
+ */
+#include <assert.h>
+#include <ev.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "flows/steps.h"
+#include "flows/tables.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+#define DEADLINE_MS (5 * 60 * 1000)
+#define THAW_WAIT_MS (60 * 1000)
+
+struct vmfrost {
+    struct ev_loop *loop;
+    struct vf_store *store;
+    struct vf_log log;
+    size_t running;
+};
+
+/* A flow, as callers see it. */
+struct vmfrost_op;
+
+static struct vmfrost_op *
+handle(struct vf_flow *flow)
+{
+    return (struct vmfrost_op *)flow;
+}
+
+static _Thread_local struct vmfrost_error new_error;
+
+const struct vmfrost_error *
+vmfrost_new_error(void)
+{
+    return &new_error;
+}
+
+const char *
+vmfrost_version(void)
+{
+    return VMFROST_VERSION;
+}
+
+struct vmfrost *
+vmfrost_new(struct ev_loop *loop, const struct vmfrost_settings *settings)
+{
+    struct vmfrost_settings given = VMFROST_SETTINGS_INIT;
+
+    if (settings)
+        memcpy(&given, settings,
+               settings->size < sizeof given ? settings->size : sizeof given);
+    new_error = (struct vmfrost_error){.code = VMFROST_OK};
+    struct vf_store *store = vf_store_open(given.state_dir, &new_error);
+
+    if (!store)
+        return NULL;
+    struct vmfrost *context = vf_alloc(sizeof *context);
+
+    context->loop = loop;
+    context->store = store;
+    context->log = (struct vf_log){given.log, given.log_data};
+    return context;
+}
+
+void
+vmfrost_free(struct vmfrost *context)
+{
+    if (!context)
+        return;
+    assert(context->running == 0);
+    vf_store_close(context->store);
+    free(context);
+}
+
+void
+vmfrost_wait(struct vmfrost *context)
+{
+    while (context->running > 0)
+        ev_run(context->loop, EVRUN_ONCE);
+}
+
+/* Operations. */
+
+static void
+on_end(struct vf_flow *flow, void *data)
+{
+    struct vmfrost *context = data;
+
+    (void)flow;
+    context->running--;
+}
+
+static struct vf_flow *
+make(struct vmfrost *context, const struct vf_table *table, const char *vm,
+     vmfrost_event_fn *event, vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = vf_flow_new(context->loop, context->store, &context->log, table);
+
+    flow->vm_name = vf_strdup(vm);
+    flow->on_event = event;
+    flow->on_done = done;
+    flow->data = data;
+    flow->on_end = on_end;
+    flow->on_end_data = context;
+    flow->engine.thaw_wait_ms = THAW_WAIT_MS;
+    context->running++;
+    vf_store_find(context->store, vm, &flow->vm, &flow->error);
+    return flow;
+}
+
+static struct vmfrost_op *
+go(struct vf_flow *flow)
+{
+    vf_flow_start(flow);
+    return handle(flow);
+}
+
+void
+vmfrost_cancel(struct vmfrost_op *op)
+{
+    vf_flow_cancel((struct vf_flow *)op);
+}
+
+static bool
+check_duration(struct vf_flow *flow, const char *what, int64_t ms)
+{
+    if (ms >= 0 && ms <= INT64_C(366) * 86400000)
+        return true;
+    return vf_fail(&flow->error, VMFROST_USAGE, "%s of %lld ms makes no sense", what,
+                   (long long)ms);
+}
+
+static void
+take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *options)
+{
+    struct vmfrost_snapshot_options *taken = &flow->options;
+
+    *taken = (struct vmfrost_snapshot_options)VMFROST_SNAPSHOT_OPTIONS_INIT;
+    if (options)
+        memcpy(taken, options, options->size < sizeof *taken ? options->size : sizeof *taken);
+    check_duration(flow, "a deadline", taken->deadline_ms);
+    check_duration(flow, "a frozen limit", taken->frozen_limit_ms);
+    check_duration(flow, "a wait for the thaw", taken->thaw_wait_ms);
+    if (taken->quiesce == VMFROST_QUIESCE_AUTO && flow->vm.quiesce_set)
+        taken->quiesce = flow->vm.quiesce;
+    if (taken->method == VMFROST_METHOD_EXISTING && flow->vm.method_set)
+        taken->method = flow->vm.method;
+    for (size_t i = 0; i < taken->exclude_count; i++) {
+        VF_GROW(flow->exclude, flow->exclude_count);
+        flow->exclude[flow->exclude_count++] = vf_strdup(taken->exclude[i]);
+    }
+    taken->exclude = NULL;
+    if (taken->thaw_wait_ms)
+        flow->engine.thaw_wait_ms = taken->thaw_wait_ms;
+    if (taken->quiesce == VMFROST_QUIESCE_PREFER)
+        flow->engine.conditions |= VF_IF_PREFER;
+}
+
+static void
+take_name(struct vf_flow *flow, const char *name)
+{
+    char stamp[32];
+    time_t now = time(NULL);
+    struct tm parts;
+
+    if (name && !vf_valid_name(name)) {
+        vf_fail(&flow->error, VMFROST_USAGE, "\"%s\" is no name for a snapshot", name);
+        vf_hint(&flow->error, "use up to 64 letters, digits, dots, dashes, underscores and plus "
+                              "signs, beginning with a letter or a digit");
+        return;
+    }
+    if (!name) {
+        gmtime_r(&now, &parts);
+        strftime(stamp, sizeof stamp, "%Y%m%dT%H%M%SZ", &parts);
+        name = stamp;
+    }
+    flow->snapshot_name = vf_strdup(name);
+    /* options.name belongs to the caller. */
+    flow->options.name = NULL;
+}
+
+struct vmfrost_op *
+vmfrost_snapshot(struct vmfrost *context, const char *vm,
+                 const struct vmfrost_snapshot_options *options, vmfrost_event_fn *event,
+                 vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_snapshot_table, vm, event, done, data);
+    int64_t deadline_ms;
+
+    flow->changes = true;
+    take_options(flow, options);
+    take_name(flow, flow->options.name);
+    deadline_ms = flow->options.deadline_ms  ? flow->options.deadline_ms
+                  : flow->vm.deadline_ms ? flow->vm.deadline_ms
+                                         : DEADLINE_MS;
+    flow->engine.deadline_us = flow->accepted_us + 1000 * deadline_ms;
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_check(struct vmfrost *context, const char *vm,
+              const struct vmfrost_snapshot_options *options, vmfrost_event_fn *event,
+              vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_check_table, vm, event, done, data);
+
+    take_options(flow, options);
+    take_name(flow, flow->options.name);
+    vf_check_prepare(flow);
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_status(struct vmfrost *context, const char *vm, vmfrost_done_fn *done, void *data)
+{
+    return go(make(context, &vf_status_table, vm, NULL, done, data));
+}
+
+struct vmfrost_op *
+vmfrost_delete(struct vmfrost *context, const char *vm, const char *snapshot,
+               vmfrost_event_fn *event, vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_delete_table, vm, event, done, data);
+
+    flow->changes = true;
+    take_name(flow, snapshot);
+    if (!vf_failed(&flow->error))
+        vf_delete_prepare(flow);
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_freeze(struct vmfrost *context, const char *vm, int64_t limit_ms, vmfrost_event_fn *event,
+               vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_freeze_table, vm, event, done, data);
+
+    flow->changes = true;
+    check_duration(flow, "a limit", limit_ms);
+    flow->limit_ms = limit_ms;
+    flow->options.quiesce = VMFROST_QUIESCE_REQUIRE;
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_event_fn *event,
+             vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_thaw_table, vm, event, done, data);
+
+    flow->changes = true;
+    flow->no_recovery = true;
+    check_duration(flow, "a wait", wait_ms);
+    if (wait_ms)
+        flow->engine.thaw_wait_ms = wait_ms;
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_recover(struct vmfrost *context, const char *vm, vmfrost_event_fn *event,
+                vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_recover_table, vm, event, done, data);
+
+    flow->changes = true;
+    flow->no_recovery = true;
+    vf_recover_prepare(flow);
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_discover(struct vmfrost *context, vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow =
+        vf_flow_new(context->loop, context->store, &context->log, &vf_discover_table);
+
+    flow->vm_name = vf_strdup("");
+    flow->on_done = done;
+    flow->data = data;
+    flow->on_end = on_end;
+    flow->on_end_data = context;
+    context->running++;
+    return go(flow);
+}
+
+/* The state folder. */
+
+static enum vmfrost_code
+answer(const struct vmfrost_error *error, struct vmfrost_error *error_r)
+{
+    if (error_r)
+        *error_r = *error;
+    return error->code;
+}
+
+static char *
+text_of(struct json_object *document)
+{
+    char *text = vf_strdup(json_object_to_json_string_ext(
+        document, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+
+    json_object_put(document);
+    return text;
+}
+
+enum vmfrost_code
+vmfrost_add(struct vmfrost *context, const char *name, const char *settings_json,
+            struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *settings = vf_json_parse(settings_json, strlen(settings_json), 8);
+
+    if (!settings)
+        vf_fail(&error, VMFROST_USAGE, "the settings of %s are no JSON", name);
+    else
+        vf_store_add(context->store, name, settings, &error);
+    json_object_put(settings);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_remove(struct vmfrost *context, const char *name, struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    vf_store_remove(context->store, name, &error);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_vms(struct vmfrost *context, char **json_r, struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *vms = vf_store_vms(context->store, &error);
+
+    if (vms)
+        *json_r = text_of(vms);
+    return answer(&error, error_r);
+}
+
+static struct json_object *
+records_of(struct vmfrost *context, const char *name, struct vmfrost_error *error)
+{
+    struct vf_vm vm = {0};
+    struct json_object *records = NULL;
+
+    if (vf_store_find(context->store, name, &vm, error))
+        records = vf_record_list(&vm, error);
+    vf_vm_release(&vm);
+    return records;
+}
+
+static void
+append_all(struct json_object *all, struct json_object *records)
+{
+    for (size_t i = 0; i < vf_json_length(records); i++)
+        json_object_array_add(all, json_object_get(vf_json_at(records, i)));
+    json_object_put(records);
+}
+
+enum vmfrost_code
+vmfrost_list(struct vmfrost *context, const char *vm, char **json_r, struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *all = json_object_new_array();
+
+    if (vm) {
+        append_all(all, records_of(context, vm, &error));
+    } else {
+        struct json_object *vms = vf_store_vms(context->store, &error);
+
+        for (size_t i = 0; i < vf_json_length(vms) && !vf_failed(&error); i++)
+            append_all(all, records_of(context, vf_json_string(vf_json_at(vms, i), "name"),
+                                       &error));
+        json_object_put(vms);
+    }
+    if (vf_failed(&error))
+        json_object_put(all);
+    else
+        *json_r = text_of(all);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_show(struct vmfrost *context, const char *vm, const char *snapshot, char **json_r,
+             struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_vm found = {0};
+    struct json_object *record = NULL;
+
+    if (vf_store_find(context->store, vm, &found, &error))
+        record = vf_record_load(&found, snapshot, &error);
+    if (record)
+        *json_r = text_of(record);
+    vf_vm_release(&found);
+    return answer(&error, error_r);
+}

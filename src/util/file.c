@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+#include "util/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+#include "util/mem.h"
+
+char *
+vf_read_file(const char *path, size_t most, size_t *length_r)
+{
+    /* O_NONBLOCK: a FIFO planted at this name must not hang us. */
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    VF_AUTO_FREE char *content = NULL;
+    struct stat about;
+
+    if (fd < 0 || fstat(fd, &about) < 0)
+        return NULL;
+    if (!S_ISREG(about.st_mode)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    if ((unsigned long long)about.st_size > most) {
+        errno = EFBIG;
+        return NULL;
+    }
+    size_t size = (size_t)about.st_size, length = 0;
+
+    content = vf_alloc(size + 1);
+    while (length < size) {
+        ssize_t got = read(fd, content + length, size - length);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return NULL;
+        if (got == 0)
+            break;
+        length += (size_t)got;
+    }
+    content[length] = '\0';
+    *length_r = length;
+    return VF_STEAL(content);
+}
+
+static bool
+write_all(int fd, const char *content, size_t length)
+{
+    while (length > 0) {
+        ssize_t put = write(fd, content, length);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return false;
+        content += put;
+        length -= (size_t)put;
+    }
+    return true;
+}
+
+bool
+vf_replace_file(const char *path, const char *content, size_t length, struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *temporary = vf_printf("%s.new", path);
+
+    /* Left behind by a crash, under a name that only the holder of the VM's lock writes. */
+    unlink(temporary);
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return vf_fail(error, VMFROST_FAILED, "cannot create %s: %s", temporary, strerror(errno));
+    bool written = write_all(fd, content, length) && fsync(fd) == 0;
+    int written_errno = errno;
+
+    close(fd);
+    if (!written) {
+        unlink(temporary);
+        return vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", temporary,
+                       strerror(written_errno));
+    }
+    if (rename(temporary, path) < 0 || vf_sync_folder_of(path) < 0)
+        return vf_fail(error, VMFROST_FAILED, "cannot put %s in its place: %s", path,
+                       strerror(errno));
+    return true;
+}
+
+bool
+vf_make_folders(const char *path, struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *each = vf_strdup(path);
+
+    for (char *slash = each + 1;; slash++) {
+        if (*slash && *slash != '/')
+            continue;
+        char kept = *slash;
+
+        *slash = '\0';
+        if (mkdir(each, 0700) < 0 && errno != EEXIST)
+            return vf_fail(error, VMFROST_FAILED, "cannot create the folder %s: %s", each,
+                           strerror(errno));
+        *slash = kept;
+        if (!kept)
+            return true;
+    }
+}
+
+int
+vf_sync_folder(const char *path)
+{
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    return fd < 0 ? -1 : fsync(fd);
+}
+
+int
+vf_sync_folder_of(const char *path)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+
+    return vf_sync_folder(folder);
+}
+
+char *
+vf_folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        return vf_strdup(".");
+    return vf_printf("%.*s", slash == path ? 1 : (int)(slash - path), path);
+}
+
+const char *
+vf_name_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? slash + 1 : path;
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Files of our own: read whole, replaced at one instant, made durable.
+ */
+#ifndef VF_UTIL_FILE_H
+#define VF_UTIL_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "util/error.h"
+
+/* The whole of a regular file of at most `most` bytes, with a NUL behind it. Owned by
+ * the caller; NULL with errno set (ENOENT; EFBIG: larger; EINVAL: no regular file).
+ * Symbolic links are not followed. */
+char *vf_read_file(const char *path, size_t most, size_t *length_r);
+
+/* Writes `path` so that it has either its old or its new content after any crash:
+ * temporary file beside it, fsync, rename, fsync of the folder. Mode 0600. */
+bool vf_replace_file(const char *path, const char *content, size_t length,
+                     struct vmfrost_error *error);
+
+/* Folder and missing parents, mode 0700. */
+bool vf_make_folders(const char *path, struct vmfrost_error *error);
+
+/* Makes the entries of a folder durable: 0, or -1 with errno. */
+int vf_sync_folder(const char *path);
+int vf_sync_folder_of(const char *path); /* of the folder that `path` lies in */
+
+/* "/a/b" of "/a/b/c", "." of "c". Owned by the caller. */
+char *vf_folder_of(const char *path);
+/* "c" of "/a/b/c": points into `path`. */
+const char *vf_name_of(const char *path);
+
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Strict readers for JSON that somebody else wrote, and short writers for ours.
+ *
+ * A getter answers with the wanted type or with "not there": a member of another
+ * type is as absent as a missing one, NULL objects are empty, and nothing is ever
+ * converted from one type to another.
+ */
+#ifndef VF_UTIL_JSON_H
+#define VF_UTIL_JSON_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Borrowed; NULL if it is not there. A string with a NUL inside counts as absent. */
+const char *vf_json_string(struct json_object *object, const char *key);
+struct json_object *vf_json_object(struct json_object *object, const char *key);
+struct json_object *vf_json_array(struct json_object *object, const char *key);
+
+bool vf_json_bool(struct json_object *object, const char *key, bool otherwise);
+/* False if the member is absent, no integer, or out of the range of the type. */
+bool vf_json_int(struct json_object *object, const char *key, int64_t *value_r);
+
+/* Borrowed element of an array (NULL is an empty array). */
+size_t vf_json_length(struct json_object *array);
+struct json_object *vf_json_at(struct json_object *array, size_t index);
+
+/* The text of a string object, NULL for anything else. */
+const char *vf_json_text(struct json_object *value);
+
+/* Adds a member; the value's reference is taken. A NULL string adds nothing. */
+void vf_json_add(struct json_object *object, const char *key, struct json_object *value);
+void vf_json_add_string(struct json_object *object, const char *key, const char *value);
+void vf_json_add_int(struct json_object *object, const char *key, int64_t value);
+void vf_json_add_bool(struct json_object *object, const char *key, bool value);
+
+/* {"key": "value", ...} from pairs of strings that end with a NULL. Owned by the caller. */
+struct json_object *vf_json_strings(const char *key, ...) __attribute__((sentinel));
+
+/* Parses a whole text, strictly; NULL if it is not one JSON value. Owned by the caller. */
+struct json_object *vf_json_parse(const char *text, size_t length, int depth);
+
+#endif

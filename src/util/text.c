@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+#include "util/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+/* Length of the valid UTF-8 sequence at `at` that is printable, or 0. */
+static size_t
+printable(const unsigned char *at)
+{
+    if (at[0] >= 0x20 && at[0] < 0x7f)
+        return 1;
+    if (at[0] >= 0xc2 && at[0] <= 0xdf && (at[1] & 0xc0) == 0x80)
+        return at[0] == 0xc2 && at[1] < 0xa0 ? 0 : 2; /* U+0080..U+009F are C1 controls */
+    if (at[0] >= 0xe0 && at[0] <= 0xef && (at[1] & 0xc0) == 0x80 && (at[2] & 0xc0) == 0x80) {
+        unsigned code = (at[0] & 0xfU) << 12 | (at[1] & 0x3fU) << 6 | (at[2] & 0x3fU);
+        bool bidi = (code >= 0x200b && code <= 0x200f) || (code >= 0x2028 && code <= 0x202e) ||
+                    (code >= 0x2066 && code <= 0x2069);
+
+        return code < 0x800 || (code >= 0xd800 && code <= 0xdfff) || bidi ? 0 : 3;
+    }
+    if (at[0] >= 0xf0 && at[0] <= 0xf4 && (at[1] & 0xc0) == 0x80 && (at[2] & 0xc0) == 0x80 &&
+        (at[3] & 0xc0) == 0x80) {
+        unsigned code =
+            (at[0] & 7U) << 18 | (at[1] & 0x3fU) << 12 | (at[2] & 0x3fU) << 6 | (at[3] & 0x3fU);
+
+        return code >= 0x10000 && code <= 0x10ffff && code < 0xe0000 ? 4 : 0;
+    }
+    return 0;
+}
+
+void
+vf_sanitize(char *text)
+{
+    unsigned char *at = (unsigned char *)text;
+
+    while (*at) {
+        size_t length = printable(at);
+
+        if (length == 0) {
+            *at = '?';
+            length = 1;
+        }
+        at += length;
+    }
+}
+
+bool
+vf_starts_with(const char *text, const char *start)
+{
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+bool
+vf_ends_with(const char *text, const char *end)
+{
+    size_t text_length = strlen(text), end_length = strlen(end);
+
+    return text_length >= end_length && strcmp(text + text_length - end_length, end) == 0;
+}
+
+bool
+vf_parse_duration_ms(const char *text, int64_t *ms_r)
+{
+    static const struct {
+        const char *unit;
+        int64_t ms;
+    } units[] = {{"ms", 1}, {"s", 1000}, {"m", 60000}, {"h", 3600000}, {"d", 86400000}};
+    const int64_t most = INT64_C(366) * 86400000;
+    int64_t total = 0;
+
+    if (!*text)
+        return false;
+    while (*text) {
+        if (*text < '0' || *text > '9')
+            return false;
+        char *end;
+        unsigned long long number = strtoull(text, &end, 10);
+        int64_t unit_ms = 0;
+        size_t length = strspn(end, "dhms");
+
+        if (number > (unsigned long long)most)
+            return false;
+        for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+            if (strlen(units[i].unit) == length && strncmp(units[i].unit, end, length) == 0)
+                unit_ms = units[i].ms;
+        if (length == 0 && !*end && total == 0)
+            unit_ms = 1000;
+        if (unit_ms == 0 || (int64_t)number > most / unit_ms)
+            return false;
+        total += (int64_t)number * unit_ms;
+        if (total > most)
+            return false;
+        text = end + length;
+    }
+    *ms_r = total;
+    return true;
+}
+
+bool
+vf_valid_name(const char *name)
+{
+    size_t length =
+        strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-");
+
+    return length > 0 && length <= 64 && !name[length] && name[0] != '.' && name[0] != '-';
+}
+
+void
+vf_random_hex(char out[17])
+{
+    static const char digits[] = "0123456789abcdef";
+    unsigned char bytes[8];
+
+    /* Up to 256 bytes come whole once the kernel's pool is ready. */
+    while (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
+        continue;
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        out[2 * i] = digits[bytes[i] >> 4];
+        out[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    out[16] = '\0';
+}
+
+uint64_t
+vf_hash(const char *text)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+
+    for (; *text; text++)
+        hash = (hash ^ (unsigned char)*text) * UINT64_C(0x100000001b3);
+    return hash;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One disk of one snapshot: the nodes and names of its cut, in memory, in the journal and in the
+ * record. Whoever has this can finish the cut, undo it, or merge it back, after any crash.
+ */
+#ifndef VF_VM_CUT_H
+#define VF_VM_CUT_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vm/names.h"
+#include "vm/plan.h"
+
+struct vf_cut {
+    char *name;         /* of the disk, for people */
+    char *node;         /* the base: the node that is cut */
+    char *overlay_node; /* the overlay's node */
+    char *format;       /* of the base, as it stands in the overlay's header */
+    char *base_file;    /* the base's file name as QEMU knows it */
+    int64_t size;       /* virtual, in bytes */
+    enum vf_naming naming;
+    char *why; /* NEW_FILE: why; else NULL */
+    struct vf_names names;
+    struct vf_inode base;    /* 0, 0: no file */
+    struct vf_inode overlay; /* 0, 0: not created yet */
+    bool reopened;           /* QEMU reopens the base by its name */
+    bool writeback, direct, no_flush;
+};
+
+/* A cut of `disk`, which lies at `place`, for a snapshot. `index` makes node names unique. */
+void vf_cut_make(struct vf_cut *cut, const struct vf_disk *disk, const struct vf_place *place,
+                 const char *snapshot, const char *id, size_t index);
+void vf_cut_release(struct vf_cut *cut);
+
+struct json_object *vf_cut_json(const struct vf_cut *cut);
+/* False if the document is not what vf_cut_json() makes; `cut` is released then. */
+bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
+
+/* Looks at the overlay's own name. */
+static inline struct vf_inode
+vf_cut_overlay_inode(const struct vf_cut *cut)
+{
+    return vf_inode_of(cut->names.overlay);
+}
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * QEMU as a process of this host: who it is, and whether it still is the same.
+ */
+#ifndef VF_VM_PROCESS_H
+#define VF_VM_PROCESS_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A process id that cannot be mistaken after the kernel used it again. */
+struct vf_process {
+    pid_t pid;        /* 0: not known */
+    uint64_t started; /* field 22 of /proc/PID/stat, in clock ticks since boot */
+};
+
+struct vf_process vf_process_of(pid_t pid); /* {0, 0} if there is no such process */
+bool vf_process_alive(struct vf_process process);
+
+/* All qemu-system-* and qemu-kvm processes that can be looked at, as a JSON array of
+ * {"pid", "name" (from -name, else absent), "qmp": [paths of QMP sockets that QEMU listens on,
+ * made absolute by QEMU's own folder], "agent": [paths of sockets behind a virtserialport named
+ * org.qemu.guest_agent.0], "noReboot": bool, "user": uid}. From /proc/PID/cmdline: -qmp,
+ * -qmp-pretty, -mon with -chardev (both spellings server=on and server), -name guest=. Owned by the
+ * caller. */
+struct json_object *vf_process_find_qemus(void);
+
+/* The same object without "pid" and "user", from a command line as /proc/PID/cmdline has it (each
+ * argument ends with a NUL) and QEMU's folder; relative paths are left out if that is NULL. What
+ * QEMU would not accept says nothing here, and is no error. Pure. Owned by the caller. */
+struct json_object *vf_process_parse_qemu(const char *cmdline, size_t length, const char *folder);
+
+#endif

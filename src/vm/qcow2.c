@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Every number in the header is checked against the file and against the limits that QEMU itself
+ * has before it is used; what QEMU would not open is an error here, too.
+ */
+#include "vm/qcow2.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "util/cleanup.h"
+#include "util/mem.h"
+
+#define MAGIC UINT32_C(0x514649fb)
+#define V2_LENGTH 72
+#define V3_LENGTH 104
+#define BACKING_MAX 1023
+#define BACKING_FORMAT_MAX 15
+#define L1_MAX (UINT32_C(32) << 20) /* bytes of the table */
+#define CHUNK ((size_t)64 << 10)
+
+enum extension { EXTENSION_END = 0, EXTENSION_BACKING_FORMAT = 0xE2792ACA };
+
+enum feature {
+    FEATURE_DIRTY = 1 << 0,
+    FEATURE_CORRUPT = 1 << 1,
+    FEATURE_EXTERNAL_DATA = 1 << 2,
+    FEATURE_COMPRESSION = 1 << 3,
+    FEATURE_EXTENDED_L2 = 1 << 4,
+    FEATURES_KNOWN = (1 << 5) - 1,
+};
+
+struct header {
+    uint32_t version, cluster_bits, crypt, l1_entries, length;
+    uint64_t backing_offset, size, l1_offset, features;
+    uint32_t backing_length;
+};
+
+struct reader {
+    int fd;
+    const char *path;
+    struct vmfrost_error *error;
+};
+
+static uint32_t
+get32(const unsigned char *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static uint64_t
+get64(const unsigned char *at)
+{
+    return (uint64_t)get32(at) << 32 | get32(at + 4);
+}
+
+static bool
+bad(const struct reader *reader, const char *what)
+{
+    return vf_fail(reader->error, VMFROST_FAILED, "%s is not a sound qcow2 image: %s", reader->path,
+                   what);
+}
+
+/* Exactly `length` bytes at `offset`. */
+static bool
+read_at(const struct reader *reader, uint64_t offset, void *into, size_t length)
+{
+    size_t done = 0;
+
+    if (offset > INT64_MAX - length)
+        return bad(reader, "it points beyond any file's end");
+    while (done < length) {
+        ssize_t got = pread(reader->fd, (char *)into + done, length - done, (off_t)(offset + done));
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return vf_fail(reader->error, VMFROST_FAILED, "cannot read %s: %s", reader->path,
+                           strerror(errno));
+        if (got == 0)
+            return bad(reader, "it is cut short");
+        done += (size_t)got;
+    }
+    return true;
+}
+
+static bool
+read_header(const struct reader *reader, struct header *header)
+{
+    unsigned char raw[V3_LENGTH] = {0};
+
+    if (!read_at(reader, 0, raw, V2_LENGTH))
+        return false;
+    if (get32(raw) != MAGIC)
+        return bad(reader, "it does not begin like one");
+    header->version = get32(raw + 4);
+    if (header->version != 2 && header->version != 3)
+        return bad(reader, "its version is neither 2 nor 3");
+    header->backing_offset = get64(raw + 8);
+    header->backing_length = get32(raw + 16);
+    header->cluster_bits = get32(raw + 20);
+    header->size = get64(raw + 24);
+    header->crypt = get32(raw + 32);
+    header->l1_entries = get32(raw + 36);
+    header->l1_offset = get64(raw + 40);
+    header->length = V2_LENGTH;
+    header->features = 0;
+    if (header->version == 3) {
+        if (!read_at(reader, 0, raw, V3_LENGTH))
+            return false;
+        header->features = get64(raw + 72);
+        header->length = get32(raw + 100);
+        if (header->length < V3_LENGTH)
+            return bad(reader, "its header is too short");
+    }
+    if (header->cluster_bits < 9 || header->cluster_bits > 21)
+        return bad(reader, "its cluster size is out of range");
+    if (header->length > UINT32_C(1) << header->cluster_bits)
+        return bad(reader, "its header is larger than a cluster");
+    if (header->size > INT64_MAX)
+        return bad(reader, "its size is out of range");
+    if (header->crypt > 2)
+        return bad(reader, "its encryption is unknown");
+    if (header->features & ~(uint64_t)FEATURES_KNOWN)
+        return bad(reader, "it needs features that are not known here");
+    if (header->l1_entries > L1_MAX / 8)
+        return bad(reader, "its L1 table is too large");
+    return true;
+}
+
+/* A string of the header, without its end; NUL bytes inside would hide the rest of it. */
+static char *
+read_string(const struct reader *reader, uint64_t offset, size_t length)
+{
+    VF_AUTO_FREE char *text = vf_alloc(length + 1);
+
+    if (!read_at(reader, offset, text, length))
+        return NULL;
+    if (strlen(text) != length) {
+        bad(reader, "a name in its header has a NUL inside");
+        return NULL;
+    }
+    return VF_STEAL(text);
+}
+
+static bool
+read_backing(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
+{
+    uint64_t cluster = UINT64_C(1) << header->cluster_bits;
+
+    if (header->backing_offset == 0)
+        return true;
+    if (header->backing_offset > cluster || header->backing_offset < header->length ||
+        header->backing_length > cluster - header->backing_offset ||
+        header->backing_length > BACKING_MAX)
+        return bad(reader, "the name of its backing file is out of range");
+    /* An empty name is none: qcow2 images whose backing file was removed have it. */
+    if (header->backing_length == 0)
+        return true;
+    image->backing = read_string(reader, header->backing_offset, header->backing_length);
+    return image->backing;
+}
+
+static bool
+read_extensions(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
+{
+    uint64_t at = header->length;
+    uint64_t end =
+        header->backing_offset ? header->backing_offset : UINT64_C(1) << header->cluster_bits;
+
+    while (at < end) {
+        unsigned char raw[8];
+
+        if (end - at < sizeof raw)
+            return bad(reader, "its header extensions are out of range");
+        if (!read_at(reader, at, raw, sizeof raw))
+            return false;
+        uint32_t type = get32(raw), length = get32(raw + 4);
+
+        at += sizeof raw;
+        if (type == EXTENSION_END)
+            return true;
+        if (length > end - at)
+            return bad(reader, "its header extensions are out of range");
+        if (type == EXTENSION_BACKING_FORMAT && !image->backing_format) {
+            if (length > BACKING_FORMAT_MAX)
+                return bad(reader, "the format of its backing file is out of range");
+            image->backing_format = read_string(reader, at, length);
+            if (!image->backing_format)
+                return false;
+        }
+        at += ((uint64_t)length + 7) & ~UINT64_C(7);
+    }
+    return true;
+}
+
+static bool
+read_l1(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
+{
+    VF_AUTO_FREE unsigned char *chunk = vf_alloc(CHUNK);
+    size_t left = (size_t)header->l1_entries * 8;
+    uint64_t at = header->l1_offset;
+
+    if (left > 0 && (at == 0 || at & ((UINT64_C(1) << header->cluster_bits) - 1)))
+        return bad(reader, "its L1 table is not where one can be");
+    while (left > 0) {
+        size_t length = left < CHUNK ? left : CHUNK;
+
+        if (!read_at(reader, at, chunk, length))
+            return false;
+        for (size_t i = 0; i < length; i++)
+            if (chunk[i]) {
+                image->has_data = true;
+                return true;
+            }
+        at += length;
+        left -= length;
+    }
+    return true;
+}
+
+bool
+vf_qcow2_read(const char *path, struct vf_qcow2 *image, struct vmfrost_error *error)
+{
+    /* O_NONBLOCK: a FIFO planted at this name must not hang us. */
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    const struct reader reader = {fd, path, error};
+    struct header header = {0};
+    struct stat about;
+
+    memset(image, 0, sizeof *image);
+    if (fd < 0 || fstat(fd, &about) < 0)
+        return vf_fail(error, VMFROST_FAILED, "cannot open %s: %s", path, strerror(errno));
+    if (!S_ISREG(about.st_mode) && !S_ISBLK(about.st_mode))
+        return vf_fail(error, VMFROST_FAILED, "%s is neither a file nor a block device", path);
+    if (!read_header(&reader, &header) || !read_backing(&reader, &header, image) ||
+        !read_extensions(&reader, &header, image) || !read_l1(&reader, &header, image)) {
+        vf_qcow2_release(image);
+        return false;
+    }
+    image->size = (int64_t)header.size;
+    image->encrypted = header.crypt != 0;
+    image->dirty = header.features & FEATURE_DIRTY;
+    image->corrupt = header.features & FEATURE_CORRUPT;
+    image->external_data = header.features & FEATURE_EXTERNAL_DATA;
+    return true;
+}
+
+void
+vf_qcow2_release(struct vf_qcow2 *image)
+{
+    free(image->backing);
+    free(image->backing_format);
+    memset(image, 0, sizeof *image);
+}

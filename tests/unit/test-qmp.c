@@ -1,0 +1,850 @@
+/* SPDX-License-Identifier: MIT */
+#include "wire/qmp.h"
+
+#include "peer.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+
+#define GREETING                                                                                   \
+    "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, "             \
+    "\"package\": \"\"}, \"capabilities\": [\"oob\"]}}\r\n"
+#define GREETING_NO_OOB "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n"
+#define LIMIT_MS 60
+
+static struct vf_qmp *qmp;
+static struct peer peer;
+static bool inside;
+
+/* What the callbacks told, one line each. */
+static char story[1 << 14];
+/* Who does something in its callback, and what. */
+static char act_on, act;
+
+static char log_text[1 << 18];
+
+static void
+on_log(void *data, enum vmfrost_log_level level, const char *line)
+{
+    size_t length = strlen(log_text);
+
+    (void)data;
+    snprintf(log_text + length, sizeof log_text - length, "%d %s\n", (int)level, line);
+}
+
+static const struct vf_log logged = {on_log, NULL};
+
+static void on_reply(void *data, const struct vf_reply *reply);
+
+static void tell(char who, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void
+tell(char who, const char *format, ...)
+{
+    size_t length = strlen(story);
+    va_list arguments;
+
+    if (inside)
+        length += (size_t)snprintf(story + length, sizeof story - length, "INSIDE A CALL ");
+    va_start(arguments, format);
+    vsnprintf(story + length, sizeof story - length, format, arguments);
+    va_end(arguments);
+    if (who != act_on)
+        return;
+    act_on = 0;
+    switch (act) {
+    case 'f':
+        vf_qmp_free(qmp);
+        qmp = NULL;
+        break;
+    case 'c':
+        vf_qmp_close(qmp);
+        break;
+    case 'o':
+        vf_qmp_open(qmp, peer.path, on_reply, "o");
+        break;
+    case 's':
+        vf_qmp_send(qmp, "query-sent", NULL, on_reply, "s");
+        break;
+    }
+}
+
+/* `data` names the request. */
+static void
+on_reply(void *data, const struct vf_reply *reply)
+{
+    const char *name = data;
+
+    switch (reply->outcome) {
+    case VF_OK:
+        tell(*name, "%s OK %s%s\n", name,
+             reply->value ? json_object_to_json_string_ext(reply->value, JSON_C_TO_STRING_PLAIN)
+                          : "nothing",
+             reply->words);
+        break;
+    case VF_REFUSED:
+        tell(*name, "%s REFUSED %s%s\n", name, reply->words, reply->value ? "?" : "");
+        break;
+    case VF_UNKNOWN:
+        tell(*name, "%s UNKNOWN %s%s\n", name, reply->words, reply->value ? "?" : "");
+        break;
+    }
+}
+
+static void
+on_event(void *owner, const char *name, struct json_object *data)
+{
+    (void)owner;
+    tell('E', "EVENT %s %s\n", name, json_object_to_json_string_ext(data, JSON_C_TO_STRING_PLAIN));
+}
+
+static void
+on_lost(void *owner, const char *why)
+{
+    (void)owner;
+    tell('L', "LOST %s\n", why);
+}
+
+static bool
+told(const char *text)
+{
+    return strstr(story, text) != NULL;
+}
+
+static bool
+is_story(const char *wanted, const char *what)
+{
+    bool same = is_str(story, wanted, what);
+
+    story[0] = '\0';
+    return same;
+}
+
+static void
+begin(void)
+{
+    static const struct vf_qmp_hooks hooks = {.event = on_event, .lost = on_lost};
+
+    qmp = vf_qmp_new(loop, &hooks, NULL, &logged);
+    vf_qmp_set_greeting_ms(qmp, LIMIT_MS);
+    story[0] = log_text[0] = '\0';
+}
+
+static void
+end(void)
+{
+    vf_qmp_free(qmp);
+    qmp = NULL;
+}
+
+static void
+dial(const char *path)
+{
+    inside = true;
+    vf_qmp_open(qmp, path, on_reply, "open");
+    inside = false;
+}
+
+/* Begins a connection, with the peer's first words. */
+static void
+meet(const char *first)
+{
+    begin();
+    peer_listen(&peer, "qmp");
+    dial(peer.path);
+    peer_accept(&peer);
+    peer_say(&peer, first);
+}
+
+static void
+part(void)
+{
+    end();
+    peer_end(&peer);
+}
+
+static uint64_t
+ask(const char *command, const char *name)
+{
+    inside = true;
+    uint64_t handle = vf_qmp_send(qmp, command, NULL, on_reply, (void *)name);
+    inside = false;
+    return handle;
+}
+
+/* Hears the next request and remembers its id. */
+static char id[64];
+
+static bool
+hear(const char *command)
+{
+    char *wanted = vf_printf("\"%s\"", command);
+    bool heard = peer_expect(&peer, wanted) && peer_expect(&peer, "\"id\":\"");
+    char *end_of_id;
+
+    free(wanted);
+    if (!heard || !UNTIL((peer_hear(&peer), (end_of_id = strchr(peer.heard, '"')) != NULL)))
+        return false;
+    snprintf(id, sizeof id, "%.*s", (int)(end_of_id - peer.heard), peer.heard);
+    return peer_expect(&peer, "\"}");
+}
+
+/* Says it with $ for the id. */
+static void
+answer(const char *text)
+{
+    const char *at = strchr(text, '$');
+
+    if (at) {
+        peer_put(&peer, text, (size_t)(at - text));
+        peer_say(&peer, id);
+        text = at + 1;
+    }
+    peer_say(&peer, text);
+}
+
+/* A ready connection, with an empty story. */
+static void
+ready(void)
+{
+    meet(GREETING);
+    hear("qmp_capabilities");
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    UNTIL(told("open"));
+    if (!vf_qmp_ready(qmp))
+        exit(1);
+    story[0] = '\0';
+}
+
+static void
+test_open(void)
+{
+    begin();
+    ok(!vf_qmp_ready(qmp) && vf_qmp_fd(qmp) == -1 && vf_qmp_peer_pid(qmp) == 0, "closed at first");
+    end();
+
+    meet(GREETING);
+    UNTIL((peer_hear(&peer), strchr(peer.heard, '}')));
+    has_str(peer.heard,
+            "{\"execute\":\"qmp_capabilities\",\"arguments\":{\"enable\":[\"oob\"]},\"id\":\"",
+            "oob is enabled where it is offered");
+    hear("qmp_capabilities");
+    ok(!vf_qmp_ready(qmp), "not ready before the answer");
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    UNTIL(told("open"));
+    is_story(
+        "open OK {\"version\":{\"qemu\":{\"micro\":22,\"minor\":2,\"major\":7},\"package\":\"\"},"
+        "\"capabilities\":[\"oob\"]}\n",
+        "ready, with the greeting");
+    ok(vf_qmp_ready(qmp) && vf_qmp_has_oob(qmp), "and oob");
+    is_int(vf_qmp_peer_pid(qmp), getpid(), "the peer's process");
+    ok(vf_qmp_fd(qmp) >= 0, "a descriptor");
+    has_str(log_text, "1 qmp: negotiating -> ready\n", "state changes are logged");
+    has_str(log_text, "2 qmp < {\"QMP\": {", "and messages received");
+    has_str(log_text, "2 qmp > {\"execute\":\"qmp_capabilities\"", "and sent");
+    turn_for(LIMIT_MS * 2);
+    is_story("", "the time limit is off when ready");
+    ask("query-status", "a");
+    hear("query-status");
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    UNTIL(told("a OK"));
+    vf_qmp_close(qmp);
+    ok(!vf_qmp_ready(qmp) && !vf_qmp_has_oob(qmp) && vf_qmp_fd(qmp) == -1, "closed");
+    turn_for(3);
+    is_story("a OK {}\n", "and nobody is told of that");
+    peer_hang_up(&peer);
+    dial(peer.path);
+    peer_accept(&peer);
+    peer_say(&peer, GREETING_NO_OOB);
+    UNTIL((peer_hear(&peer), strchr(peer.heard, '}')));
+    has_str(peer.heard, "{\"execute\":\"qmp_capabilities\",\"id\":\"",
+            "opened again, and oob is not enabled where it is not offered");
+    hear("qmp_capabilities");
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    UNTIL(told("open"));
+    ok(vf_qmp_ready(qmp) && !vf_qmp_has_oob(qmp), "ready without oob");
+    part();
+}
+
+/* The words of an open that fails; $ stands for the path. */
+static void
+fails(const char *wanted, const char *what)
+{
+    char *words, *dollar = strchr(wanted, '$');
+
+    UNTIL(told("open"));
+    words = dollar ? vf_printf("open UNKNOWN %.*s%s%s\n", (int)(dollar - wanted), wanted, peer.path,
+                               dollar + 1)
+                   : vf_printf("open UNKNOWN %s\n", wanted);
+    ok(!vf_qmp_ready(qmp) && vf_qmp_fd(qmp) == -1, "closed again: %s", what);
+    turn_for(3);
+    is_story(words, what);
+    free(words);
+}
+
+static void
+test_open_fails(void)
+{
+    int others[2];
+
+    begin();
+    peer_listen(&peer, "nobody");
+    peer_end(&peer);
+    peer.listener = -1;
+    dial(peer.path);
+    fails("cannot connect to QEMU's QMP socket $: No such file or directory", "no such path");
+    close(open(peer.path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    dial(peer.path);
+    fails("cannot connect to QEMU's QMP socket $: it is not a socket", "a plain file");
+    close(bound_socket(peer.path, SOCK_STREAM));
+    vf_qmp_set_greeting_ms(qmp, 1000);
+    dial(peer.path);
+    fails("cannot connect to QEMU's QMP socket $: nobody listens on it (is QEMU running?)",
+          "a socket left behind");
+    end();
+
+    meet("");
+    fails("QEMU's QMP socket $: no greeting in 0.06 s: another client is connected to this QMP "
+          "socket (QEMU serves one at a time), or QEMU hangs; close the other client or give QEMU "
+          "a second -qmp socket",
+          "no greeting");
+    part();
+
+    begin();
+    peer_listen(&peer, "busy");
+    for (int i = 0; i < 2; i++) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+        strcpy(address.sun_path, peer.path);
+        others[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connect(others[i], (struct sockaddr *)&address, sizeof address) < 0)
+            exit(1);
+    }
+    dial(peer.path);
+    fails("cannot connect to QEMU's QMP socket $ in 0.06 s: other clients are connected to it and "
+          "wait for it (QEMU serves one at a time); close them or give QEMU a second -qmp socket",
+          "a full queue");
+    close(others[0]);
+    close(others[1]);
+    part();
+
+    meet(GREETING);
+    hear("qmp_capabilities");
+    fails("QEMU's QMP socket $: QEMU greeted but does not answer (0.06 s): its main loop hangs",
+          "no answer to qmp_capabilities");
+    part();
+
+    meet("HTTP/1.1 400 Bad Request\r\n\r\n");
+    fails("$ does not speak QMP (it sent \"HTTP/1.1 400 Bad Request    \")", "a web server");
+    part();
+    meet("QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ");
+    fails("$ is QEMU's monitor for people, it does not speak QMP (it sent \"QEMU 7.2.22 monitor - "
+          "type 'help' for more information  (qemu) \"): give QEMU a -qmp socket",
+          "the human monitor");
+    part();
+    meet("{\"hello\":\"\\u001b[2J\\u202e\"}");
+    fails("$ does not speak QMP (it sent \"{\"hello\":\"\\u001b[2J?\?\?\"}\")", "other JSON");
+    part();
+    meet("\xff\xfb\x01\xff\xfb\x03\xff");
+    fails("$ does not speak QMP (it sent \"?? ?? ?\")", "a telnet server");
+    part();
+    meet("{\"QMP\": {\"capab");
+    peer_hang_up(&peer);
+    fails("QEMU's QMP socket $: it was closed in the middle of a message before QEMU was ready",
+          "the end within the greeting");
+    part();
+    meet(GREETING);
+    hear("qmp_capabilities");
+    peer_hang_up(&peer);
+    fails("QEMU's QMP socket $: it was closed by the other side before QEMU was ready",
+          "the end after the greeting");
+    part();
+    meet(GREETING);
+    hear("qmp_capabilities");
+    answer("{\"id\": \"$\", \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}");
+    fails("QEMU's QMP socket $: QEMU refused qmp_capabilities: no", "capabilities refused");
+    part();
+    meet(GREETING);
+    hear("qmp_capabilities");
+    answer("nonsense");
+    fails("QEMU's QMP socket $: QEMU sent no JSON (\"nonsense\")", "garbage after the greeting");
+    part();
+}
+
+static void
+test_leftovers(void)
+{
+    meet("{\"return\": {}, \"id\": \"former\"}\r\n" GREETING);
+    hear("qmp_capabilities");
+    peer_say(&peer, "{\"return\": {\"stale\": 1}, \"id\": \"0123456789abcdef-1\"}\r\n"
+                    "{\"return\": {\"stale\": 2}}\r\n"
+                    "{\"error\": {\"class\": \"GenericError\", \"desc\": \"stale\"}}\r\n"
+                    "{\"return\": {\"stale\": 3}, \"id\": 1}\r\n"
+                    "{\"return\": {\"stale\": 4}, \"id\": null}\r\n"
+                    "{\"error\": {\"desc\": \"stale\"}, \"id\": [\"x\"]}\r\n"
+                    "{\"event\": \"STALE\"}\r\n");
+    turn_for(3);
+    is_story("", "a former client's answers are not for us");
+    has_str(log_text, "qmp: dropped an answer to somebody else", "and logged");
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    UNTIL(told("open OK"));
+    ok(vf_qmp_ready(qmp), "ready all the same");
+    story[0] = '\0';
+
+    char *first = vf_strdup(id);
+
+    ask("query-status", "a");
+    hear("query-status");
+    ok(strncmp(first, id, 17) == 0 && strcmp(first, id) != 0, "ids: one client, another request");
+    char *other = vf_printf("{\"return\": 1, \"id\": \"%s0\"}{\"return\": 2, \"id\": \"%.17s0%s\"}"
+                            "{\"return\": 3, \"id\": \"%s \"}{\"return\": 4, \"id\": \"%s\"}",
+                            id, id, id + 17, id, first);
+
+    peer_say(&peer, other);
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    UNTIL(told("a OK {}"));
+    is_story("a OK {}\n", "only the very same id counts");
+    answer("{\"return\": {}, \"id\": \"$\"}\r\n");
+    turn_for(3);
+    is_story("", "and only once");
+    free(other);
+    part();
+
+    ready();
+    ok(strncmp(first, id, 17) != 0, "ids: another client");
+    free(first);
+    part();
+}
+
+static void
+test_replies(void)
+{
+    ready();
+    struct json_object *arguments = vf_json_strings("path", "/a/\xc3\xa4\n", NULL);
+
+    vf_qmp_send(qmp, "x-test", arguments, on_reply, "a");
+    UNTIL((peer_hear(&peer), strchr(peer.heard, '}')));
+    has_str(peer.heard,
+            "{\"execute\":\"x-test\",\"arguments\":{\"path\":\"/a/\xc3\xa4\\n\"},\"id\":\"",
+            "one compact object");
+    hear("x-test");
+    answer("{\"return\": [1, {\"a\": null}], \"id\": \"$\"}\r\n");
+    UNTIL(told("a"));
+    is_story("a OK [1,{\"a\":null}]\n", "a result");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"id\": \"$\", \"error\": {\"class\": \"GenericError\", \"desc\": \"Could not open "
+           "'/\\u001b[31m\\u00e4\\n': no\"}}\r\n");
+    UNTIL(told("a"));
+    is_story("a REFUSED Could not open '/ [31m\xc3\xa4 ': no\n", "a refusal, fit to be shown");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"id\": \"$\", \"error\": {}}\r\n");
+    UNTIL(told("a"));
+    is_story("a REFUSED it gave no reason\n", "a refusal without words");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"id\": \"$\", \"return\": null}\r\n");
+    UNTIL(told("a"));
+    is_story("a OK nothing\n", "a result that is null");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"id\": \"$\", \"answer\": 42}\r\n");
+    UNTIL(told("a"));
+    is_story("a UNKNOWN QEMU's answer is neither a result nor an error\n", "neither");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"id\": \"$\", \"return\": 1, \"error\": {}}\r\n");
+    UNTIL(told("a"));
+    is_story("a UNKNOWN QEMU's answer is neither a result nor an error\n", "both");
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\n    \"return\": {\n        \"pretty\": true\n    },\n    \"id\": \"$\"\n}\r\n");
+    UNTIL(told("a"));
+    is_story("a OK {\"pretty\":true}\n", "printed prettily");
+    ask("x-test", "a");
+    hear("x-test");
+    char *text = vf_printf("{\"return\": \"\xc3\xa4\\\"}\", \"id\": \"%s\"}", id);
+
+    peer_say_slowly(&peer, text);
+    free(text);
+    UNTIL(told("a"));
+    is_story("a OK \"\xc3\xa4\\\"}\"\n", "byte by byte");
+    part();
+}
+
+static void
+test_events(void)
+{
+    ready();
+    ask("x-test", "a");
+    hear("x-test");
+    answer("{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"STOP\"}\r\n"
+           "{\"event\": \"JOB\", \"data\": {\"id\": \"j\"}}\r\n"
+           "{\"return\": {}, \"id\": \"$\"}\r\n{\"event\": \"RESUME\", \"data\": 7}\r\n");
+    UNTIL(told("RESUME"));
+    is_story("EVENT STOP null\nEVENT JOB {\"id\":\"j\"}\na OK {}\nEVENT RESUME null\n",
+             "events between replies, in their order");
+    part();
+
+    static const struct vf_qmp_hooks none;
+    char *text;
+
+    begin();
+    end();
+    qmp = vf_qmp_new(loop, &none, NULL, &logged);
+    peer_listen(&peer, "none");
+    dial(peer.path);
+    peer_accept(&peer);
+    peer_say(&peer, GREETING);
+    hear("qmp_capabilities");
+    text = vf_printf("{\"return\": {}, \"id\": \"%s\"}{\"event\": \"STOP\"}", id);
+    peer_say(&peer, text);
+    UNTIL(told("open"));
+    peer_hang_up(&peer);
+    UNTIL(!vf_qmp_ready(qmp));
+    turn_for(3);
+    ok(!vf_qmp_ready(qmp), "without hooks");
+    free(text);
+    part();
+}
+
+static void
+test_idless(void)
+{
+    static const char stray[] =
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
+
+    ready();
+    peer_say(&peer, stray);
+    turn_for(3);
+    is_story("", "an error without an id, and nothing outstanding: dropped");
+    ask("x-one", "a");
+    hear("x-one");
+    peer_say(&peer, "{\"return\": {}}\r\n");
+    turn_for(3);
+    is_story("", "a result without an id is dropped");
+    peer_say(&peer, stray);
+    UNTIL(told("a"));
+    is_story("a UNKNOWN QEMU could not read the request: JSON parse error\n",
+             "an error without an id ends the one request");
+    ask("x-one", "a");
+    ask("x-two", "b");
+    peer_say(&peer, stray);
+    turn_for(3);
+    is_story("", "of two requests, neither");
+    part();
+}
+
+static void
+test_pipeline(void)
+{
+    static char name[20][16];
+    char ids[20][64], wanted[400] = "";
+
+    ready();
+    for (int i = 0; i < 20; i++) {
+        snprintf(name[i], sizeof name[i], "r%d", i);
+        ask("x-test", name[i]);
+    }
+    for (int i = 0; i < 20; i++) {
+        hear("x-test");
+        strcpy(ids[i], id);
+    }
+    for (int i = 0; i < 20; i++) {
+        char text[100];
+
+        snprintf(text, sizeof text, "{\"return\": %d, \"id\": \"%s\"}", i, ids[i]);
+        peer_say(&peer, text);
+        snprintf(wanted + strlen(wanted), sizeof wanted - strlen(wanted), "r%d OK %d\n", i, i);
+    }
+    UNTIL(told("r19"));
+    is_story(wanted, "twenty at a time");
+
+    ask("x-slow", "a");
+    hear("x-slow");
+    strcpy(ids[0], id);
+    vf_qmp_send_oob(qmp, "yank", NULL, on_reply, "oob");
+    UNTIL((peer_hear(&peer), strchr(peer.heard, '}')));
+    has_str(peer.heard, "{\"exec-oob\":\"yank\",\"id\":\"", "an out-of-band request");
+    hear("yank");
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    strcpy(id, ids[0]);
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    UNTIL(told("a"));
+    is_story("oob OK {}\na OK {}\n", "overtakes");
+    part();
+}
+
+static void
+test_forget(void)
+{
+    ready();
+    uint64_t handle = ask("x-one", "a");
+
+    ok(handle != 0, "a handle");
+    hear("x-one");
+    char *first = vf_strdup(id);
+
+    vf_qmp_forget(qmp, handle);
+    vf_qmp_forget(qmp, handle);
+    vf_qmp_forget(qmp, 0);
+    vf_qmp_forget(qmp, 99999);
+    ask("x-two", "b");
+    hear("x-two");
+    peer_say(&peer, "{\"error\": {\"desc\": \"stray\"}}");
+    turn_for(3);
+    is_story("", "a forgotten request still counts as outstanding");
+    char *text =
+        vf_printf("{\"return\": 1, \"id\": \"%s\"}{\"return\": 2, \"id\": \"%s\"}", first, id);
+
+    peer_say(&peer, text);
+    UNTIL(told("b"));
+    is_story("b OK 2\n", "its late answer is dropped");
+    free(text);
+    free(first);
+    handle = ask("x-three", "c");
+    vf_qmp_forget(qmp, handle);
+    ask("x-four", "d");
+    peer_hang_up(&peer);
+    UNTIL(told("LOST"));
+    is_story("d UNKNOWN the connection to QEMU is gone: it was closed by the other side\n"
+             "LOST the connection to QEMU is gone: it was closed by the other side\n",
+             "nor is it told of a loss");
+    vf_qmp_forget(qmp, ask("x-five", "e"));
+    turn_for(3);
+    is_story("", "forgotten before it was told that there is no connection");
+    part();
+}
+
+static void
+test_loss(void)
+{
+    begin();
+    ask("x-one", "a");
+    is_story("", "without a connection: nothing from inside the call");
+    UNTIL(told("a"));
+    is_story("a UNKNOWN there is no connection to QEMU\n", "but soon after");
+    end();
+
+    ready();
+    ask("x-one", "a");
+    ask("x-two", "b");
+    peer_say(&peer, "{\"return\": ");
+    peer_hang_up(&peer);
+    UNTIL(told("LOST"));
+    is_story("a UNKNOWN the connection to QEMU is gone: it was closed in the middle of a message\n"
+             "b UNKNOWN the connection to QEMU is gone: it was closed in the middle of a message\n"
+             "LOST the connection to QEMU is gone: it was closed in the middle of a message\n",
+             "the end within a message");
+    part();
+
+    ready();
+    ask("x-one", "a");
+    peer_say(&peer, "{\"return\": oops}");
+    UNTIL(told("LOST"));
+    is_story("a UNKNOWN QEMU sent no JSON (\"{\"return\": oops}\")\n"
+             "LOST QEMU sent no JSON (\"{\"return\": oops}\")\n",
+             "garbage ends the connection");
+    part();
+
+    ready();
+    ask("quit", "a");
+    hear("quit");
+    answer("{\"event\": \"SHUTDOWN\"}{\"return\": {}, \"id\": \"$\"}");
+    peer_hang_up(&peer);
+    ask("x-late", "b");
+    UNTIL(told("LOST"));
+    is_story("EVENT SHUTDOWN null\na OK {}\n"
+             "b UNKNOWN the connection to QEMU is gone: it was closed by the other side\n"
+             "LOST the connection to QEMU is gone: it was closed by the other side\n",
+             "the answer to quit is heard, though writing fails already");
+    part();
+
+    ready();
+    for (int i = 0; i < 60; i++) {
+        char *filler = vf_alloc(30001);
+
+        memset(filler, 'x', 30000);
+        vf_qmp_send(qmp, "x-fill", vf_json_strings("x", filler, NULL), on_reply, "fill");
+        free(filler);
+    }
+    vf_qmp_send(qmp, "x-one", vf_json_strings("x", "y", NULL), on_reply, "a");
+    UNTIL(told("fill"));
+    has_str(story, "fill UNKNOWN QEMU does not read its QMP socket\n",
+            "a QEMU that does not read is noticed");
+    part();
+}
+
+static void
+test_too_large(void)
+{
+    static char block[1 << 16];
+    long long total = 0;
+
+    ready();
+    ask("x-one", "a");
+    hear("x-one");
+    memset(block, 'x', sizeof block);
+    peer_say(&peer, "{\"return\": \"");
+    for (; total < 64 << 20 && !told("LOST"); total += sizeof block) {
+        peer_put(&peer, block, sizeof block);
+        ev_run(loop, EVRUN_NOWAIT);
+    }
+    ok(total >= 4 << 20 && total < 5 << 20, "a reply without end is cut off");
+    has_str(story, "a UNKNOWN QEMU sent a message larger than 4 MiB (\"{\"return\": \"xxx",
+            "and so is told");
+    part();
+
+    ready();
+    ask("x-one", "a");
+    hear("x-one");
+    peer_say(&peer, "{\"return\": ");
+    for (int i = 0; i < 299; i++)
+        peer_say(&peer, "{\"a\": ");
+    peer_say(&peer, "1");
+    for (int i = 0; i < 299; i++)
+        peer_say(&peer, "}");
+    answer(", \"id\": \"$\"}");
+    UNTIL(told("a OK"));
+    has_str(story, "a OK {\"a\":{\"a\":", "300 levels are read");
+    story[0] = '\0';
+    ask("x-one", "a");
+    peer_say(&peer, "{\"return\": ");
+    for (int i = 0; i < 300; i++)
+        peer_say(&peer, "[");
+    UNTIL(told("LOST"));
+    has_str(story, "a UNKNOWN QEMU sent a message nested deeper than 300 levels (\"{\"return\": [[",
+            "and no more");
+    part();
+}
+
+/* Whoever tells `on` does `what`; then the story is at its end. */
+static void
+acts(char on, char what, const char *wanted, const char *name)
+{
+    act_on = on, act = what;
+    ask("x-one", "a");
+    ask("x-two", "b");
+    hear("x-one");
+    answer("{\"event\": \"E\"}{\"return\": {}, \"id\": \"$\"}{\"event\": \"F\"}");
+    UNTIL(act_on == 0);
+    turn_for(3);
+    is_story(wanted, name);
+}
+
+static void
+test_callbacks_that_act(void)
+{
+    for (int i = 0; i < 2; i++) {
+        char what = "fc"[i];
+
+        ready();
+        acts('E', what, "EVENT E null\n", "freed or closed from an event");
+        part();
+        ready();
+        acts('a', what, "EVENT E null\na OK {}\n", "freed or closed from a reply");
+        part();
+
+        meet(GREETING);
+        act_on = 'o', act = what;
+        hear("qmp_capabilities");
+        answer("{\"return\": {}, \"id\": \"$\"}{\"event\": \"E\"}");
+        UNTIL(act_on == 0);
+        turn_for(3);
+        is_int(told("EVENT"), false, "freed or closed from the open");
+        part();
+
+        meet("garbage");
+        act_on = 'o', act = what;
+        UNTIL(act_on == 0);
+        part();
+        meet("");
+        act_on = 'o', act = what;
+        UNTIL(act_on == 0);
+        ok(told("no greeting"), "freed or closed from an open that failed");
+        part();
+
+        ready();
+        act_on = 'a', act = what;
+        ask("x-one", "a");
+        ask("x-two", "b");
+        peer_hang_up(&peer);
+        UNTIL(act_on == 0);
+        turn_for(3);
+        is_story("a UNKNOWN the connection to QEMU is gone: it was closed by the other side\n",
+                 "freed or closed while a loss is told");
+        part();
+
+        ready();
+        act_on = 'L', act = what;
+        peer_say(&peer, "garbage");
+        UNTIL(act_on == 0);
+        turn_for(3);
+        is_story("LOST QEMU sent no JSON (\"garbage\")\n", "freed or closed from the loss");
+        part();
+    }
+
+    ready();
+    acts('a', 's', "EVENT E null\na OK {}\nEVENT F null\n", "sending from a reply");
+    ok(hear("x-two") && hear("query-sent"), "is sent");
+    part();
+
+    ready();
+    act_on = 'a', act = 'o';
+    ask("x-one", "a");
+    ask("x-two", "b");
+    peer_hang_up(&peer);
+    UNTIL(act_on == 0);
+    peer_accept(&peer);
+    peer_say(&peer, GREETING);
+    hear("qmp_capabilities");
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    UNTIL(told("o OK"));
+    *strstr(story, " {\"version") = '\0';
+    is_story("a UNKNOWN the connection to QEMU is gone: it was closed by the other side\n"
+             "b UNKNOWN the connection to QEMU is gone: it was closed by the other side\no OK",
+             "opened anew while a loss is told: the others still end, the loss is not told");
+    part();
+
+    ready();
+    act_on = 'L', act = 'o';
+    peer_hang_up(&peer);
+    UNTIL(told("LOST"));
+    ok(peer_accept(&peer), "opened anew from the loss");
+    act_on = 'o', act = 'o';
+    peer_hang_up(&peer);
+    UNTIL(told("o UNKNOWN"));
+    ok(peer_accept(&peer), "opened anew from an open that failed");
+    part();
+
+    begin();
+    peer_listen(&peer, "never");
+    dial(peer.path);
+    vf_qmp_close(qmp);
+    turn_for(3);
+    is_story("", "closed before it was connected");
+    dial(peer.path);
+    part();
+    turn_for(3);
+    is_story("", "freed before it was connected");
+    vf_qmp_free(NULL);
+}
+
+int
+main(void)
+{
+    test_begin();
+    test_open();
+    test_open_fails();
+    test_leftovers();
+    test_replies();
+    test_events();
+    test_idless();
+    test_pipeline();
+    test_forget();
+    test_loss();
+    test_too_large();
+    test_callbacks_that_act();
+    return test_end();
+}
