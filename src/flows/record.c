@@ -109,8 +109,14 @@ add_time(const struct vf_flow *flow, struct json_object *object, const char *key
 static void
 add_ms(struct json_object *object, const char *key, int64_t from_us, int64_t to_us)
 {
-    if (from_us && to_us >= from_us)
-        vf_json_add(object, key, json_object_new_double_s((double)(to_us - from_us) / 1000, NULL));
+    char text[32];
+
+    if (!from_us || to_us < from_us)
+        return;
+    /* In integers: the caller's locale may write decimals with a comma. */
+    snprintf(text, sizeof text, "%lld.%03d", (long long)((to_us - from_us) / 1000),
+             (int)((to_us - from_us) % 1000));
+    vf_json_add(object, key, json_object_new_double_s((double)(to_us - from_us) / 1000, text));
 }
 
 static const char *

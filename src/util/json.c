@@ -76,13 +76,13 @@ vf_json_int(struct json_object *object, const char *key, int64_t *value_r)
 size_t
 vf_json_length(struct json_object *array)
 {
-    return array ? json_object_array_length(array) : 0;
+    return json_object_is_type(array, json_type_array) ? json_object_array_length(array) : 0;
 }
 
 struct json_object *
 vf_json_at(struct json_object *array, size_t index)
 {
-    return json_object_array_get_idx(array, index);
+    return index < vf_json_length(array) ? json_object_array_get_idx(array, index) : NULL;
 }
 
 void

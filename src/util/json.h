@@ -22,7 +22,7 @@ bool vf_json_bool(struct json_object *object, const char *key, bool otherwise);
 /* False if the member is absent, no integer, or out of the range of the type. */
 bool vf_json_int(struct json_object *object, const char *key, int64_t *value_r);
 
-/* Borrowed element of an array (NULL is an empty array). */
+/* Borrowed element of an array; what is no array is an empty one. */
 size_t vf_json_length(struct json_object *array);
 struct json_object *vf_json_at(struct json_object *array, size_t index);
 

@@ -138,13 +138,15 @@ sees_otherwise(pid_t pid)
            !vf_inode_equal(inode_in(&ours), inode_in(&theirs));
 }
 
-/* What the process finds under an absolute path, from its own root folder on. */
+/* What the process finds under an absolute path. */
 static bool
 look_for(pid_t pid, const char *path, struct stat *about)
 {
     struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
     char root_path[64];
 
+    if (!sees_otherwise(pid))
+        return stat(path, about) == 0;
     snprintf(root_path, sizeof root_path, "/proc/%d/root", (int)pid);
     VF_AUTO_FD int root = open(root_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 

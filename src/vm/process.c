@@ -347,7 +347,9 @@ describe(pid_t pid)
     if (vf_process_of(pid).pid == 0 || stat(path, &about) < 0)
         return NULL;
     VF_AUTO_FREE char *folder = read_link(pid, "cwd");
-    struct json_object *qemu = vf_process_parse_qemu(cmdline, length, folder);
+    /* Nothing can be reached through a folder that was removed. */
+    bool gone = folder && vf_ends_with(folder, " (deleted)");
+    struct json_object *qemu = vf_process_parse_qemu(cmdline, length, gone ? NULL : folder);
 
     vf_json_add_int(qemu, "pid", pid);
     vf_json_add_int(qemu, "user", about.st_uid);

@@ -9,9 +9,12 @@
 #include <errno.h>
 #include <ev.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -183,6 +186,36 @@ peer_say_slowly(struct peer *peer, const char *text)
         peer_put(peer, text, 1);
         ev_run(loop, EVRUN_NOWAIT);
     }
+}
+
+/* A process that says the pattern over and over until it is ended. */
+static inline pid_t
+peer_flood(struct peer *peer, const char *pattern, size_t length)
+{
+    static char block[1 << 16];
+    struct pollfd writable = {peer->fd, POLLOUT, 0};
+    size_t size = sizeof block / length * length, at = 0;
+    pid_t child = fork();
+
+    if (child != 0)
+        return child;
+    for (size_t i = 0; i < size; i++)
+        block[i] = pattern[i % length];
+    for (;;) {
+        ssize_t put = send(peer->fd, block + at, size - at, MSG_NOSIGNAL);
+
+        if (put > 0)
+            at = (at + (size_t)put) % size;
+        else if (errno != EAGAIN || poll(&writable, 1, -1) < 0)
+            _exit(0);
+    }
+}
+
+static inline void
+peer_flood_ends(pid_t child)
+{
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
 }
 
 static inline void

@@ -3,8 +3,6 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <signal.h>
-#include <sys/wait.h>
 
 #include "peer.h"
 #include "util/mem.h"
@@ -571,26 +569,16 @@ on_beat(struct ev_loop *of, struct ev_timer *timer, int revents)
     beats++;
 }
 
-/* A process that sends without end. */
 static void
 flood(const struct vf_frame_rules *rules, const char *pattern, size_t length, const char *what)
 {
-    static char block[1 << 16];
     struct ev_timer beat;
     struct peer peer;
 
-    for (size_t i = 0; i < sizeof block; i++)
-        block[i] = pattern[i % length];
     meet(&peer, rules);
     long before = resident_kb();
-    pid_t child = fork();
+    pid_t child = peer_flood(&peer, pattern, length);
 
-    if (child == 0) {
-        fcntl(peer.fd, F_SETFL, 0);
-        for (;;)
-            if (write(peer.fd, block, sizeof block - sizeof block % length) < 0)
-                _exit(0);
-    }
     beats = 0;
     ev_timer_init(&beat, on_beat, 0.005, 0.005);
     ev_timer_start(loop, &beat);
@@ -602,8 +590,7 @@ flood(const struct vf_frame_rules *rules, const char *pattern, size_t length, co
         diag("%ld KiB", grown);
     if (!ok(beats >= 2, "%s does not starve the loop", what))
         diag("%d beats", beats);
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
+    peer_flood_ends(child);
     part(&peer);
 }
 
