@@ -33,6 +33,7 @@ VF_CPPFLAGS := -D_GNU_SOURCE -Iinclude -Isrc
 VF_CFLAGS := -std=gnu11 $(WARNINGS) -fvisibility=hidden -fPIC -fno-common \
              -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.
 VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
+VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 
 ifeq ($(VARIANT),release)
 VF_CPPFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
@@ -114,7 +115,135 @@ $(B)/tests/unit/test-%: $(B)/tests/unit/test-%.o $(ARCHIVE)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) -lpthread $(LDLIBS)
 
--include $(sort $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call objects,$(UNIT_SRC))))
+$(EXAMPLE): $(B)/tests/example/embed.o $(ARCHIVE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) $(LDLIBS)
 
-.PHONY: unit
-unit: $(UNIT_BIN)
+-include $(sort $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call objects,$(UNIT_SRC)) \
+                                   $(B)/tests/example/embed.o))
+
+# Tests. Each set can be run alone; VARIANT=asan runs any of them with sanitizers.
+
+export VMFROST := $(CURDIR)/$(COMMAND)
+TESTS_BUILD := $(sort $(wildcard tests/build/*.t))
+TESTS_CLI   := $(sort $(wildcard tests/cli/*.t))
+TESTS_QEMU  := $(sort $(wildcard tests/qemu/*.t))
+TESTS_GUEST := tests/lab/selftest.t $(sort $(wildcard tests/guest/*.t))
+PROVE_FLAGS ?= --timer
+JOBS        ?= $(shell nproc)
+
+.PHONY: bootstrap unit check check-unit check-build check-cli check-qemu check-guest
+bootstrap:
+	$(Q)tools/bootstrap build test lint
+
+unit: $(UNIT_BIN) $(EXAMPLE)
+
+# Setting up comes before everything is built, whatever -j says.
+check: bootstrap
+	$(Q)$(MAKE) --no-print-directory check-unit check-build check-cli
+	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-cli
+	$(Q)$(MAKE) --no-print-directory lint
+	$(Q)$(MAKE) --no-print-directory check-qemu
+	$(Q)$(MAKE) --no-print-directory check-guest
+
+check-unit: all unit
+	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '' $(UNIT_BIN)
+
+check-build: all unit
+	$(Q)$(PROVE) $(PROVE_FLAGS) $(TESTS_BUILD)
+
+check-cli: all
+	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) $(TESTS_CLI)
+
+check-qemu: all
+	$(Q)$(PROVE) $(PROVE_FLAGS) $(TESTS_QEMU)
+
+check-guest: all unit
+	$(Q)tests/lab/build >/dev/null
+	$(Q)EXAMPLE=$(CURDIR)/$(EXAMPLE) $(PROVE) $(PROVE_FLAGS) $(TESTS_GUEST)
+
+.PHONY: check-asan check-valgrind
+check-asan:
+	$(Q)tools/bootstrap build test lint
+	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-cli check-qemu check-guest
+
+check-valgrind: bootstrap
+	$(Q)$(MAKE) --no-print-directory all unit
+	$(Q)VALGRIND=1 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec 'valgrind -q --error-exitcode=99 \
+	    --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes' \
+	    $(UNIT_BIN)
+
+# The main job, on a real guest: boots one, freezes, cuts, thaws, and looks at the result.
+.PHONY: demo bench
+demo:
+	$(Q)tools/bootstrap build test
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)tools/demo
+
+bench:
+	$(Q)tools/bootstrap build test
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)tools/bench $(BENCH)
+
+# Layout and static checks.
+
+C_FILES := $(sort $(wildcard include/*.h src/*/*.[ch] tests/*.h tests/*/*.[ch] tests/lab/guest/*.c))
+SH_FILES := tools/bootstrap .ci/run $(wildcard tests/lab/guest/init)
+
+.PHONY: lint fmt
+lint:
+	$(Q)clang-format --dry-run -Werror $(C_FILES)
+	$(Q)shellcheck $(SH_FILES)
+	$(Q)tools/check-rooms
+	$(Q)$(MAKE) --no-print-directory VARIANT=clang VF_CFLAGS_EXTRA=-Werror all unit
+	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr --std=c11 --enable=warning,portability \
+	    --suppress=missingInclude --suppress=varFuncNullUB -Iinclude -Isrc -D_GNU_SOURCE src
+
+fmt:
+	$(Q)clang-format -i $(C_FILES)
+
+# Installing.
+
+INSTALL ?= install
+
+.PHONY: install uninstall clean help
+install: all
+	$(INSTALL) -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR) $(DESTDIR)$(INCLUDEDIR) \
+	    $(DESTDIR)$(PCDIR) $(DESTDIR)$(MANDIR)/man1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	$(INSTALL) -m 755 $(COMMAND) $(DESTDIR)$(BINDIR)/vmfrost
+	$(INSTALL) -m 644 include/vmfrost.h $(DESTDIR)$(INCLUDEDIR)/vmfrost.h
+	$(INSTALL) -m 644 $(ARCHIVE) $(DESTDIR)$(LIBDIR)/libvmfrost.a
+	$(INSTALL) -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/libvmfrost.so.$(VERSION)
+	ln -sf libvmfrost.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libvmfrost.so.$(SOVERSION)
+	ln -sf libvmfrost.so.$(SOVERSION) $(DESTDIR)$(LIBDIR)/libvmfrost.so
+	$(INSTALL) -m 644 $(B)/libvmfrost.pc $(DESTDIR)$(PCDIR)/libvmfrost.pc
+	$(INSTALL) -m 644 tools/completion/vmfrost.bash \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmfrost
+	@# Without scdoc everything but the manual is installed.
+	if command -v scdoc >/dev/null; then \
+	    scdoc < docs/man/vmfrost.1.scd > $(DESTDIR)$(MANDIR)/man1/vmfrost.1; fi
+
+uninstall:
+	rm -f $(DESTDIR)$(BINDIR)/vmfrost $(DESTDIR)$(INCLUDEDIR)/vmfrost.h \
+	    $(DESTDIR)$(LIBDIR)/libvmfrost.a $(DESTDIR)$(LIBDIR)/libvmfrost.so \
+	    $(DESTDIR)$(LIBDIR)/libvmfrost.so.$(SOVERSION) \
+	    $(DESTDIR)$(LIBDIR)/libvmfrost.so.$(VERSION) $(DESTDIR)$(PCDIR)/libvmfrost.pc \
+	    $(DESTDIR)$(MANDIR)/man1/vmfrost.1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmfrost
+
+clean:
+	rm -rf build
+
+help:
+	@echo 'make                build the command and the library (build/release)'
+	@echo 'make demo           boot a guest, take a snapshot, look at it'
+	@echo 'make check          all tests (installs what they need; about ten minutes)'
+	@echo 'make check-unit     ... only these; also: check-build check-cli check-qemu check-guest'
+	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
+	@echo 'make check-valgrind the unit tests under valgrind'
+	@echo 'make bench          measure; BENCH=--help for what'
+	@echo 'make lint | fmt     check or put right the layout; static checks'
+	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'
+	@echo 'make clean          remove build/'
+	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|asan|clang|cov V=1'

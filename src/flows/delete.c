@@ -49,7 +49,9 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
         if (!found)
             continue;
         const char *base = vf_graph_child(flow->facts.graph, disk->node, "backing");
-        const char *base_file = base ? vf_node_file(flow, base) : NULL;
+        const char *file_node = base ? vf_graph_child(flow->facts.graph, base, "file") : NULL;
+        /* A format node's own name is "json:..." as soon as its chain differs from its header. */
+        const char *base_file = base ? vf_node_file(flow, file_node ? file_node : base) : NULL;
 
         if (!base_file)
             break;
@@ -59,9 +61,7 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
         cut->node = vf_strdup(base);
         free(cut->base_file);
         cut->base_file = vf_strdup(base_file);
-        const char *file_node = vf_graph_child(flow->facts.graph, base, "file");
-
-        cut->reopened = !file_node || file_node[0] == '#';
+        cut->own_file_node = file_node && file_node[0] != '#';
         return true;
     }
     vf_fail(error, VMFROST_FAILED, "disk %s does not run on top of this snapshot now", cut->name);

@@ -82,14 +82,19 @@ vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut)
     return turn(flow, cut, cut->names.overlay, cut->overlay);
 }
 
-/* QEMU's own name for the base leads to something else than the base now. */
+/* QEMU's own name for the base leads to something else than the base now, and it will open the base
+ * by that name: a base that is open for writing already (a file node of its own, made by -blockdev)
+ * is not opened again. */
 static bool
 has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
 {
     VF_AUTO_FREE char *path = NULL;
+    struct vf_opened opened;
     struct stat about;
 
-    if (!cut->reopened || !cut->base.number || cut->naming == VF_NAMING_NEW_FILE)
+    if (!cut->base.number || cut->naming == VF_NAMING_NEW_FILE)
+        return false;
+    if (vf_process_opened(flow->qemu.pid, cut->base, &opened) && opened.read_write)
         return false;
     path = vf_printf("/proc/%d/%s/%s", (int)flow->qemu.pid,
                      cut->base_file[0] == '/' ? "root" : "cwd", cut->base_file);

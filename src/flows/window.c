@@ -31,6 +31,17 @@ on_alive(struct vf_flow *flow, const struct vf_reply *reply)
     vf_end(flow, vf_journal_state(flow, "freezing", more) ? VF_OK : VF_REFUSED);
 }
 
+/* The guard knows a cut by its base, which QEMU then has open for reading only. A file node of its own stays
+ * writable: such names are left to recovery. */
+static bool
+names_can_be_watched(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (flow->cuts[i].own_file_node)
+            return false;
+    return true;
+}
+
 /* Forks the guard and writes to the journal that a thaw will be owed. */
 void
 vf_step_guard(struct vf_flow *flow)
@@ -40,7 +51,7 @@ vf_step_guard(struct vf_flow *flow)
     struct vf_guard_plan plan = {
         .agent_fd = freezes ? vf_qga_fd(flow->qga) : -1,
         .journal_fd = flow->journal.fd,
-        .qemu_pid = flow->qemu.pid,
+        .qemu_pid = names_can_be_watched(flow) ? flow->qemu.pid : 0,
         .names = names,
     };
 

@@ -23,7 +23,7 @@ vf_cut_make(struct vf_cut *cut, const struct vf_disk *disk, const struct vf_plac
         .naming = place->naming,
         .why = place->why ? vf_strdup(place->why) : NULL,
         .base = place->inode,
-        .reopened = !disk->file_named,
+        .own_file_node = disk->file_named,
         .writeback = disk->writeback,
         .direct = disk->direct,
         .no_flush = disk->no_flush,
@@ -67,7 +67,7 @@ vf_cut_json(const struct vf_cut *cut)
     vf_json_add_int(document, "size", cut->size);
     add_inode(document, "baseInode", cut->base);
     add_inode(document, "overlayInode", cut->overlay);
-    vf_json_add_bool(document, "reopened", cut->reopened);
+    vf_json_add_bool(document, "ownFileNode", cut->own_file_node);
     vf_json_add_bool(document, "writeback", cut->writeback);
     vf_json_add_bool(document, "direct", cut->direct);
     vf_json_add_bool(document, "noFlush", cut->no_flush);
@@ -113,7 +113,7 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
                   .overlay = take(document, "overlay"),
                   .next = take(document, "next"),
                   .backing = take(document, "backing")},
-        .reopened = vf_json_bool(document, "reopened", true),
+        .own_file_node = vf_json_bool(document, "ownFileNode", false),
         .writeback = vf_json_bool(document, "writeback", true),
         .direct = vf_json_bool(document, "direct", false),
         .no_flush = vf_json_bool(document, "noFlush", false),

@@ -25,7 +25,8 @@ struct vf_cut {
     struct vf_names names;
     struct vf_inode base;    /* 0, 0: no file */
     struct vf_inode overlay; /* 0, 0: not created yet */
-    bool reopened;           /* QEMU reopens the base by its name */
+    bool own_file_node;      /* the launcher may have made a node of its own for the base's file: then it
+                                stays open for writing when the base does not */
     bool writeback, direct, no_flush;
 };
 
