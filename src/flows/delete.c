@@ -136,6 +136,7 @@ remove_record(struct vf_flow *flow)
         return;
     }
     flow->document_json = vf_json_strings("vm", flow->vm.name, "name", flow->snapshot_name, NULL);
+    vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
     if (flow->journal.fd >= 0)
         vf_journal_close_up(flow);
     vf_end(flow, VF_OK);

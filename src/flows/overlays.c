@@ -320,6 +320,15 @@ knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
 }
 
 static bool
+keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    vf_warn(flow, "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
+                  "at the first command after QEMU has ended",
+            cut->names.sealed, cut->names.top);
+    return vf_links_add(flow, cut->names.sealed, cut->names.top);
+}
+
+static bool
 remove_names(struct vf_flow *flow, struct vf_cut *cut)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
@@ -339,7 +348,7 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
     if (cut->naming == VF_NAMING_FLIP)
         gone = vf_unlink(cut->names.next, overlay, &flow->log, &error);
     if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
-        gone = vf_links_add(flow, cut->names.sealed, cut->names.top);
+        gone = keep_sealed(flow, cut);
     else if (gone && cut->naming == VF_NAMING_FLIP)
         gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
     gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);

@@ -301,9 +301,10 @@ qmp_text(struct vf_qmp *qmp, const char *key, const char *command, struct json_o
                                                                 JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
+/* Sends a command where the state is the one that it belongs to. */
 static uint64_t
-qmp_request(struct vf_qmp *qmp, const char *key, const char *command, struct json_object *arguments,
-            vf_reply_fn *fn, void *data)
+qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const char *command,
+            struct json_object *arguments, vf_reply_fn *fn, void *data)
 {
     struct request *request = vf_alloc(sizeof *request);
     VF_AUTO_FREE char *text = qmp_text(qmp, key, command, arguments, ++qmp->last);
@@ -312,7 +313,7 @@ qmp_request(struct vf_qmp *qmp, const char *key, const char *command, struct jso
     request->number = qmp->last;
     request->fn = fn;
     request->data = data;
-    if (qmp->state != QMP_NEGOTIATING && qmp->state != QMP_READY)
+    if (qmp->state != state)
         why = "there is no connection to QEMU";
     else if (!vf_channel_send(qmp->channel, text, strlen(text)))
         why = "QEMU does not read its QMP socket";
@@ -390,7 +391,8 @@ qmp_on_greeting(struct vf_qmp *qmp, struct json_object *message)
         vf_json_add(arguments, "enable", enable);
     }
     qmp_set_state(qmp, QMP_NEGOTIATING);
-    qmp_request(qmp, "execute", "qmp_capabilities", arguments, qmp_on_capabilities, qmp);
+    qmp_request(qmp, QMP_NEGOTIATING, "execute", "qmp_capabilities", arguments, qmp_on_capabilities,
+                qmp);
 }
 
 /* Messages */
@@ -563,7 +565,7 @@ uint64_t
 vf_qmp_send(struct vf_qmp *qmp, const char *command, struct json_object *arguments, vf_reply_fn *fn,
             void *data)
 {
-    return qmp_request(qmp, "execute", command, arguments, fn, data);
+    return qmp_request(qmp, QMP_READY, "execute", command, arguments, fn, data);
 }
 
 uint64_t
@@ -571,7 +573,7 @@ vf_qmp_send_oob(struct vf_qmp *qmp, const char *command, struct json_object *arg
                 vf_reply_fn *fn, void *data)
 {
     assert(qmp->state != QMP_READY || qmp->oob);
-    return qmp_request(qmp, "exec-oob", command, arguments, fn, data);
+    return qmp_request(qmp, QMP_READY, "exec-oob", command, arguments, fn, data);
 }
 
 void

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: MIT
+"""A real QEMU without a guest: its processor halts at its first instruction.
+
+Everything about disks is as with a guest (nodes, files, locks, jobs, reopening by name), but it is
+there in a moment. What a guest would write is written through the device by `qemu-io`.
+
+    with Qemu(drive("web") + drive("data")) as vm:
+        vm.write("web", 1)
+        vm.take("one")
+
+Folders of a Qemu: `disks` (images; QEMU's working directory), `run` (sockets, log), `state`.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lab"))
+import lab  # pylint: disable=wrong-import-position
+from lab import LabError, Qmp, QmpError, Tap, run, wait_until  # noqa: F401
+
+MIB = lab.MIB
+CLUSTER = 65536
+SIZE = 16 * MIB
+
+_root = tempfile.TemporaryDirectory(prefix="vmfrost-qemu-", ignore_cleanup_errors=True)
+ROOT = Path(_root.name)
+os.chmod(ROOT, 0o755)  # some QEMUs here run as nobody
+
+
+def _halting_bios():
+    """A firmware that stops the processor: hlt, and back to it."""
+    path = ROOT / "halt.bin"
+    if not path.exists():
+        image = bytearray(b"\xf4" * 65536)
+        image[0xfff0:0xfff4] = b"\xfa\xf4\xeb\xfd"
+        path.write_bytes(image)
+    return path
+
+
+_templates = {}
+
+
+def make_image(path, fmt="qcow2", size=SIZE, options=""):
+    """An empty image (a copy of one made before, where that is all)."""
+    path = Path(path)
+    if fmt == "raw":
+        with open(path, "wb") as image:
+            image.truncate(size)
+    else:
+        key = (fmt, size, options)
+        if key not in _templates:
+            _templates[key] = ROOT / f"template-{len(_templates)}"
+            run("qemu-img", "create", "-q", "-f", fmt, *(["-o", options] if options else []),
+                _templates[key], size)
+        shutil.copyfile(_templates[key], path)
+    os.chmod(path, 0o666)
+    return path
+
+
+# --- QEMU's words for a disk; `file` as QEMU shall have it ------------------
+
+def drive(name, file=None, fmt="qcow2", options="", device="virtio-blk-pci", device_options=""):
+    """-drive if=none with a device: the file's node is QEMU's own, reopened by name."""
+    file = (file or f"{name}.{fmt}").replace(",", ",,")
+    return ["-drive", f"file={file},format={fmt},if=none,id={name}{options}",
+            "-device", f"{device},drive={name},id={name}-dev{device_options}"]
+
+
+def blockdev(name, file=None, fmt="qcow2", options="", file_options="", device="virtio-blk-pci",
+             device_options=""):
+    """-blockdev for format and file: the file's node is the launcher's."""
+    file = (file or f"{name}.{fmt}").replace(",", ",,")
+    return ["-blockdev", f"driver=file,filename={file},node-name={name}-file{file_options}",
+            "-blockdev", f"driver={fmt},file={name}-file,node-name={name}{options}",
+            "-device", f"{device},drive={name},id={name}-dev{device_options}"]
+
+
+Out = namedtuple("Out", "code result steps document error next err")
+Out.__doc__ = """What a command said with --json: exit code, the last line, the steps before it as
+(name, state), and of the last line its document and its error's message and hint; stderr."""
+
+
+def read_out(done):
+    """An Out of a Result."""
+    lines = []
+    try:
+        lines = [json.loads(line) for line in done.out.splitlines()]
+    except ValueError:
+        pass
+    result = lines[-1] if lines else {}
+    if "event" not in result:  # status, list, show: one document over several lines
+        try:
+            result = json.loads(done.out)
+        except ValueError:
+            result = {}
+        error = result.get("error") if isinstance(result, dict) else None
+        error = error if isinstance(error, dict) else {}
+        return Out(done.code, result, [], result, error.get("message", ""), error.get("next", ""),
+                   done.err)
+    error = result.get("error") or {}
+    steps = [(line["step"], line["state"]) for line in lines[:-1] if line.get("event") == "step"]
+    return Out(done.code, result, steps, result.get("document") or {}, error.get("message", ""),
+               error.get("next", ""), done.err)
+
+
+class Qemu:
+    """One QEMU. `words` is what describes its disks; images named like "web.qcow2" in `images` are
+    made when they are not there. `running` lets its (halted) processor run, else it is -S."""
+
+    _count = 0
+
+    def __init__(self, words=(), images=("web.qcow2",), running=True, cwd=None, before=(),
+                 state=None):
+        Qemu._count += 1
+        self.folder = ROOT / f"{Qemu._count}"
+        self.disks = self.folder / "disks"
+        self.run = self.folder / "run"
+        self.state = state or self.folder / "state"
+        for folder in (self.folder, self.disks, self.run):
+            folder.mkdir()
+            os.chmod(folder, 0o777)
+        self.words = list(words)
+        self.before = list(before)
+        self.running = running
+        self.cwd = cwd or self.disks
+        self.process = None
+        self._monitor = None
+        for image in images:
+            make_image(self.disks / image, image.rpartition(".")[2])
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def socket(self):
+        return self.run / "qmp.sock"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def argv(self):
+        binary = os.environ.get("VMFROST_QEMU", "qemu-system-x86_64")
+        # Unbuffered: what qemu-io says goes to QEMU's own output.
+        return [*self.before, "stdbuf", "-o0", binary, *([] if self.running else ["-S"]), "-machine", "q35",
+                "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-no-user-config",
+                "-bios", str(_halting_bios()),
+                "-qmp", f"unix:{self.socket},server=on,wait=off",
+                "-qmp", f"unix:{self.run / 'qmp2.sock'},server=on,wait=off", *self.words]
+
+    def start(self):
+        """Start it, always with the very same words; returns when its monitor answers."""
+        with open(self.run / "log", "ab") as log:
+            self.process = lab.spawn(self.argv, cwd=self.cwd, stdin=subprocess.DEVNULL,
+                                     stdout=log, stderr=log)
+        wait_until(lambda: self.process.poll() is not None or self._answers(), what="QEMU's start",
+                   interval=0.005)
+        if self.process.poll() is not None:
+            raise LabError("QEMU ended: " + self.log()[-2000:])
+        return self
+
+    def _answers(self):
+        try:
+            self._monitor = Qmp(self.run / "qmp2.sock", timeout=0.2)
+            return True
+        except LabError:
+            return False
+
+    def log(self):
+        return (self.run / "log").read_text(errors="replace")
+
+    def hang_up(self):
+        if self._monitor:
+            self._monitor.close()
+        self._monitor = None
+
+    def kill(self):
+        """SIGKILL for QEMU."""
+        self.hang_up()
+        if self.process:
+            lab._end(self.process)  # pylint: disable=protected-access
+
+    def restart(self):
+        """The launcher starts the VM again, as ever."""
+        self.kill()
+        return self.start()
+
+    def qmp(self, command, timeout=lab.PATIENCE, **arguments):
+        """A command on the test's own monitor."""
+        if self._monitor is None:
+            self._monitor = Qmp(self.run / "qmp2.sock", timeout)
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return self._monitor.command(command, arguments, timeout)
+
+    # --- what the guest would do
+
+    def io(self, disk, command):
+        """Run a qemu-io command on the disk's device; what it printed."""
+        before = (self.run / "log").stat().st_size
+        said = self.qmp("human-monitor-command",
+                        command_line=f'qemu-io -d {self.device(disk)} "{command}"')
+        if said:
+            raise LabError(f"qemu-io {command}: {said.strip()}")
+        with open(self.run / "log", errors="replace") as log:
+            log.seek(before)
+            return log.read()
+
+    def write(self, disk, pattern, cluster=0):
+        """The guest fills a cluster with `pattern`, and flushes."""
+        out = self.io(disk, f"write -P {pattern} {cluster * CLUSTER} {CLUSTER}")
+        out += self.io(disk, "flush")
+        if "wrote 65536/65536" not in out:
+            raise LabError(f"{disk}: {out.strip()}")
+
+    def sees(self, disk, clusters=8):
+        """What the guest reads: the first byte of each of the first clusters."""
+        found = []
+        for cluster in range(clusters):
+            out = self.io(disk, f"read -v {cluster * CLUSTER} 512")
+            match = re.search(r"^[0-9a-f]+:  ([0-9a-f]{2}) ", out, re.M)
+            if not match:
+                raise LabError(f"{disk}: {out.strip()}")
+            found.append(int(match.group(1), 16))
+        return found
+
+    # --- the command under test
+
+    def vmfrost(self, verb, *words, env=None, timeout=lab.PATIENCE):
+        """Run a command on this VM with --json: its Out."""
+        return read_out(self.start_vmfrost(verb, *words, env=env).wait(timeout))
+
+    def start_vmfrost(self, verb, *words, env=None):
+        return lab.start_vmfrost([verb, "--qmp", self.socket, *words, "--json"], env=env,
+                                 state_dir=self.state)
+
+    def take(self, name, *words):
+        """A snapshot that has to succeed: its record."""
+        out = self.vmfrost("snapshot", "@" + name, *words)
+        if out.code != 0:
+            raise LabError(f"snapshot {name}: exit {out.code}: {out.error} {out.err}")
+        return out.document
+
+    def delete(self, name):
+        """A deletion that has to succeed."""
+        out = self.vmfrost("delete", "@" + name)
+        if out.code != 0:
+            raise LabError(f"delete {name}: exit {out.code}: {out.error} {out.err}")
+
+    # --- what there is
+
+    def names(self):
+        """All names in the folder of the images, "ID" for the random part of hidden ones."""
+        return sorted(re.sub(r"\.[0-9a-f]{16}(?=$|\.next$)", ".ID", entry.name)
+                      for entry in self.disks.iterdir())
+
+    def hidden(self):
+        """The hidden names among them, as they are."""
+        return sorted(entry.name for entry in self.disks.iterdir()
+                      if re.search(r"^\..*\.[0-9a-f]{16}(\.next)?$", entry.name))
+
+    def graph(self):
+        """All nodes by name, with what they stand on: what a refused cut must not change."""
+        graph = self.qmp("x-debug-query-block-graph")
+        names = {node["id"]: f'{node["type"]}:{node["name"]}' for node in graph["nodes"]}
+        edges = {(names[edge["parent"]], edge["name"], names[edge["child"]],
+                  tuple(sorted(edge["perm"]))) for edge in graph["edges"]}
+        return sorted(names.values()), sorted(edges)
+
+    def block(self, disk):
+        """query-block's entry of a disk's device."""
+        for block in self.qmp("query-block"):
+            if f"{disk}-dev" in block.get("qdev", "").split("/"):
+                return block
+        raise LabError(f"no disk {disk}")
+
+    def device(self, disk):
+        return self.block(disk)["qdev"]
+
+    def root(self, disk):
+        """What is in a disk's device: "inserted"."""
+        return self.block(disk)["inserted"]
+
+    def chain(self, disk):
+        """The node names from the disk's root down."""
+        edges = {}
+        graph = self.qmp("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        for edge in graph["edges"]:
+            if edge["name"] == "backing":
+                edges[names[edge["parent"]]] = names[edge["child"]]
+        chain = [self.root(disk)["node-name"]]
+        while chain[-1] in edges:
+            chain.append(edges[chain[-1]])
+        return chain
+
+    def opened(self):
+        """What QEMU has open below `disks`: {inode: set of access modes ("r", "w", "wd"...)}."""
+        found = {}
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            try:
+                about = entry.stat()
+                flags = int(re.search(r"^flags:\s*(\d+)", Path(
+                    f"/proc/{self.pid}/fdinfo/{entry.name}").read_text(), re.M).group(1), 8)
+            except OSError:
+                continue
+            mode = "r" if flags & os.O_ACCMODE == os.O_RDONLY else "w"
+            mode += "d" if flags & os.O_DIRECT else ""
+            found.setdefault(about.st_ino, set()).add(mode)
+        return found
+
+    def inode(self, name):
+        return (self.disks / name).stat().st_ino
+
+    def status(self):
+        """QEMU's run state."""
+        return self.qmp("query-status")["status"]
+
+    def jobs(self):
+        return [job["id"] for job in self.qmp("query-jobs")]
+
+    def journal(self):
+        """The journals of all VMs of this state folder."""
+        return list(Path(self.state).glob("vms/*/journal"))
+
+    def read(self, name, clusters=8):
+        """The first byte of each of the first clusters, through the chain of an image, whoever has
+        it open."""
+        return image_bytes(self.disks / name, clusters)
+
+
+def image_bytes(path, clusters=8, fmt="qcow2"):
+    """See Qemu.read()."""
+    with tempfile.NamedTemporaryFile(prefix="raw-", dir=ROOT) as raw:
+        run("qemu-img", "convert", "-U", "-f", fmt, "-O", "raw", path, raw.name)
+        data = Path(raw.name).read_bytes()
+    out = []
+    for cluster in range(clusters):
+        part = data[cluster * CLUSTER:(cluster + 1) * CLUSTER]
+        if part and part.strip(part[:1]):
+            raise LabError(f"{path}: cluster {cluster} holds more than one pattern")
+        out.append(part[0] if part else 0)
+    return out
+
+
+def image_info(path):
+    """qemu-img info of one image alone."""
+    return json.loads(run("qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path).stdout)
+
+
+def image_ok(path):
+    """qemu-img check: no errors, no leaks."""
+    return run("qemu-img", "check", "-U", "-q", "-f", "qcow2", path, check=False).returncode == 0
