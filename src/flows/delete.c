@@ -57,6 +57,8 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
             break;
         free(cut->overlay_node);
         cut->overlay_node = vf_strdup(disk->node);
+        free(cut->overlay_file_node);
+        cut->overlay_file_node = disk->file_named ? vf_strdup(disk->file_node) : NULL;
         free(cut->node);
         cut->node = vf_strdup(base);
         free(cut->base_file);

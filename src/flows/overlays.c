@@ -416,7 +416,8 @@ dismiss_jobs(struct vf_flow *flow)
     vf_ask(flow, "query-jobs", NULL, on_old_jobs);
 }
 
-/* A node of ours that is still there: an overlay's own (preopened), or its file's (interrupted). */
+/* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or the
+ * launcher's), its file's (interrupted), or the launcher's for its file. */
 static char *
 leftover_node(const struct vf_flow *flow)
 {
@@ -427,6 +428,9 @@ leftover_node(const struct vf_flow *flow)
             return vf_strdup(flow->cuts[i].overlay_node);
         if (vf_graph_has(flow->facts.graph, file))
             return VF_STEAL(file);
+        if (flow->cuts[i].overlay_file_node &&
+            vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_file_node))
+            return vf_strdup(flow->cuts[i].overlay_file_node);
     }
     return NULL;
 }

@@ -37,6 +37,7 @@ vf_cut_release(struct vf_cut *cut)
     free(cut->name);
     free(cut->node);
     free(cut->overlay_node);
+    free(cut->overlay_file_node);
     free(cut->format);
     free(cut->base_file);
     free(cut->why);
@@ -59,6 +60,7 @@ vf_cut_json(const struct vf_cut *cut)
 {
     struct json_object *document =
         vf_json_strings("name", cut->name, "node", cut->node, "overlayNode", cut->overlay_node,
+                        "overlayFileNode", cut->overlay_file_node,
                         "format", cut->format, "baseFile", cut->base_file, "naming",
                         cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "why", cut->why, "top",
                         cut->names.top, "sealed", cut->names.sealed, "overlay", cut->names.overlay,
@@ -104,6 +106,7 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
         .name = take(document, "name"),
         .node = take(document, "node"),
         .overlay_node = take(document, "overlayNode"),
+        .overlay_file_node = take(document, "overlayFileNode"),
         .format = take(document, "format"),
         .base_file = take(document, "baseFile"),
         .naming = naming && strcmp(naming, "flip") == 0 ? VF_NAMING_FLIP : VF_NAMING_NEW_FILE,

@@ -17,6 +17,8 @@ struct vf_cut {
     char *name;         /* of the disk, for people */
     char *node;         /* the base: the node that is cut */
     char *overlay_node; /* the overlay's node */
+    char *overlay_file_node; /* of an overlay that the launcher opened with -blockdev: the node that it
+                                made for its file, and that goes with it; else NULL */
     char *format;       /* of the base, as it stands in the overlay's header */
     char *base_file;    /* the base's file name as QEMU knows it */
     int64_t size;       /* virtual, in bytes */

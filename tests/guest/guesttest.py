@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
 # pylint: disable=wrong-import-position
 from lab import (PATIENCE, Disk, LabError, QmpError, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
-                 instant_problem, run, start_vmfrost, vmfrost, wait_until, xfs_log_clean)
+                 instant_problem, run, start_vmfrost, vmfrost, vmfrost_program, wait_until,
+                 xfs_log_clean)
 
 # What the lab and the tests themselves keep in a guest's folder.
 FURNITURE = {"qmp.sock", "qmp2.sock", "qga.sock", "ctl.sock", "console.log", "qemu.log"}

@@ -3,11 +3,13 @@
 """Snapshots with an agent: are they consistent, of one instant, and can the VM's own command
 line start the newest state after all that? Three ways to attach disks, both methods."""
 
-import json
+import os
 import re
 import shutil
+import subprocess
 
-from guesttest import Disk, Site, ext4_needs_recovery, guest_test, run, wait_until, xfs_log_clean
+from guesttest import (Disk, Site, ext4_needs_recovery, guest_test, run, vmfrost_program,
+                       wait_until, xfs_log_clean)
 
 FILE_SYSTEMS = 3
 
@@ -101,8 +103,8 @@ def window_of(lines):
     return [kind_of(text) for text in texts[begin + 1:end]]
 
 
-def window(site):
-    before = len(site.log_lines())
+def logged_window(site):
+    before = len(site.log_lines()) if site.log.exists() else 0
     record = take(site, "window")
     site.tap.is_(window_of(site.log_lines()[before:]),
                  ["the agent's client", "the cut", "its reply"] + ["a rename"] * 3,
@@ -112,23 +114,112 @@ def window(site):
 
 
 # What the process may do in the window: talk to three sockets, look at names, rename, wait.
-CALLS = {"epoll_wait", "epoll_pwait", "epoll_ctl", "clock_gettime", "recvmsg", "recvfrom", "read",
-         "sendmsg", "sendto", "lstat", "newfstatat", "rename", "renameat", "renameat2"}
-CALL = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)")
+CALLS = {"epoll_wait", "epoll_pwait", "epoll_ctl", "clock_gettime", "clock_gettime64", "read",
+         "recv", "recvfrom", "recvmsg", "send", "sendto", "sendmsg", "lstat", "lstat64",
+         "newfstatat", "fstatat64", "rename", "renameat", "renameat2"}
 
 
-def traced(site, folder):
-    """The same, as the kernel sees it."""
-    trace = folder / "trace"
-    program = folder / "traced"
-    program.write_text('#!/bin/sh\nexec strace -f -s 200 -o %s "$VMFROST_TRACED" "$@"\n' % trace,
-                       encoding="ascii")
-    program.chmod(0o755)
-    from lab import vmfrost_program
-    import os
-    os.environ["VMFROST_TRACED"], os.environ["VMFROST"] = vmfrost_program(), str(program)
-    try:
-        site.snapshot(0, "traced")
-    finally:
-        os.environ["VMFROST"] = os.environ["VMFROST_TRACED"]
-    print(trace.read_text())
+def calls_between(trace, begin, end):
+    """The system calls of the process that sent `begin`, from its answer until it sent `end`."""
+    lines = trace.read_text(encoding="utf-8", errors="replace").splitlines()
+    at = next(i for i, line in enumerate(lines) if begin in line and "send" in line)
+    pid = lines[at].split()[0]
+    own = [line for line in lines[at + 1:] if line.split()[0] == pid]
+    answer = next(i for i, line in enumerate(own) if r'{\"return\": %d}' % FILE_SYSTEMS in line)
+    last = next(i for i, line in enumerate(own) if end in line)
+    return {line.split(None, 1)[1].replace("<... ", "").replace(" ", "(").split("(")[0]
+            for line in own[answer + 1:last]}
+
+
+def traced_window(site, trace):
+    """The same as the kernel sees it, without a log of vmfrost's own."""
+    argv = ["strace", "-f", "-s", "200", "-o", trace, vmfrost_program(), "snapshot", "web@traced"]
+    done = subprocess.run(argv, env={**os.environ, "VMFROST_STATE_DIR": str(site.state_dir)},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    site.tap.is_(done.returncode, 0, "traced: exit 0")
+    site.tap.is_(calls_between(trace, "guest-fsfreeze-freeze", "guest-fsfreeze-thaw") - CALLS,
+                 set(), "in the window: messages, looks at names and renames, nothing else")
+    site.expect(0, "delete", "web@traced")
+
+
+def without_a_disk(site):
+    nodes = [entry["inserted"]["file"] for entry in site.vm.qmp("query-block")
+             if entry["device"] == "logs" or entry["qdev"].endswith("logs-dev")]
+    record = site.snapshot(0, "two-disks", "--exclude", "logs")
+    volumes = record["snapshotVolumes"]
+    site.tap.is_([volume["name"] for volume in volumes["included"]], ["web", "data"],
+                 "--exclude: the other disks are in the snapshot")
+    site.tap.is_([(volume["name"], bool(volume["reason"] and volume["message"]))
+                  for volume in volumes["excluded"]], [("logs", True)],
+                 "--exclude: this one is listed as left out, with a reason")
+    site.tap.ok(not site.image("logs", "two-disks").exists() and nodes == [
+        entry["inserted"]["file"] for entry in site.vm.qmp("query-block")
+        if entry["device"] == "logs" or entry["qdev"].endswith("logs-dev")],
+                "--exclude: and not touched")
+    site.tidy("--exclude")
+    before = site.listing(), site.graph()
+    site.expect(2, "snapshot", "web@nothing", "--exclude", "lgos",
+                what="--exclude of a disk that is not there: exit 2")
+    site.tap.is_((site.listing(), site.graph()), before, "and nothing is changed")
+    site.expect(0, "delete", "web@two-disks")
+
+
+# --- one guest ----------------------------------------------------------------
+
+def hidden(site):
+    return {name for name in site.listing() if name.startswith(".")}
+
+
+def life(site, *options):
+    """Two snapshots, a power cut, a third one, two deletions."""
+    acked = site.vm.writer_acked()
+    take(site, "one", *options)
+    take(site, "two", *options)
+    before = hidden(site)
+    site.tap.ok(before, "QEMU knows its overlays by hidden links")
+    restart(site, "after-two")
+    take(site, "three", *options)
+    site.tap.is_(before & hidden(site), set(), "those of the dead QEMU are swept")
+
+    write_marker(site, "after-three")
+    site.expect(1, "delete", "web@two", what="the second newest snapshot cannot be deleted")
+    site.tidy("refused")
+    for name in "three", "two":
+        site.expect(0, "delete", f"web@{name}")
+        site.thawed(f"{name} deleted")
+        site.tidy(f"{name} deleted")
+        grown = site.vm.writer_acked()
+        wait_until(lambda last=grown: site.vm.writer_acked() > last, what="the writer going on")
+    site.tap.is_([record["name"] for record in site.records()], ["one"], "the first one stays")
+    site.one_instant("web", "data", acked, "and is what it was", "one")
+    site.tap.ok(not ext4_needs_recovery(site.image("web", "one")), "and consistent")
+    site.tap.is_(site.vm.sh("cat /mnt/*/marker").out, "after-three\n" * 3,
+                 "the guest's files are what they were")
+    restart(site, "after-deletion")
+    site.expect(0, "delete", "web@one")
+    site.tidy("all deleted")
+    power_off(site)
+
+
+def main():
+    with guest_test() as (tap, folder):
+        tap.diag("-drive, virtio-blk, existing")
+        with Site(tap, folder / "a", disks()) as site:
+            site.boot().vm.start_writer("web", "data")
+            logged_window(site)
+            if shutil.which("strace"):
+                traced_window(site, folder / "trace")
+            without_a_disk(site)
+            life(site)
+        tap.diag("-blockdev, virtio-blk on an iothread, preopened")
+        with Site(tap, folder / "b", disks(), attach="blockdev", iothread=True) as site:
+            site.boot().vm.start_writer("web", "data")
+            life(site, "--method", "preopened")
+        tap.diag("-drive, virtio-scsi on an iothread, existing")
+        with Site(tap, folder / "c", disks(), bus="virtio-scsi", iothread=True) as site:
+            site.boot().vm.start_writer("web", "data")
+            life(site)
+
+
+if __name__ == "__main__":
+    main()

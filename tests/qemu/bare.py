@@ -133,6 +133,7 @@ class Qemu:
         self.cwd = cwd or self.disks
         self.process = None
         self._monitor = None
+        self.own = {}
         for image in images:
             make_image(self.disks / image, image.rpartition(".")[2])
 
@@ -163,6 +164,9 @@ class Qemu:
 
     def start(self):
         """Start it, always with the very same words; returns when its monitor answers."""
+        # File nodes of the launcher's own stay open for writing after a cut.
+        self.own = {entry.name: entry.stat().st_ino for entry in self.disks.iterdir()
+                    if "-blockdev" in self.words}
         with open(self.run / "log", "ab") as log:
             self.process = lab.spawn(self.argv, cwd=self.cwd, stdin=subprocess.DEVNULL,
                                      stdout=log, stderr=log)

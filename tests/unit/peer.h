@@ -241,7 +241,9 @@ peer_expect(struct peer *peer, const char *text)
     }
     at += strlen(text);
     peer->length -= (size_t)(at - peer->heard);
-    memmove(peer->heard, at, peer->length + 1);
+    /* By hand: valgrind takes a fortified memmove() for memcpy(). */
+    for (size_t i = 0; i <= peer->length; i++)
+        peer->heard[i] = at[i];
     return true;
 }
 

@@ -84,6 +84,7 @@ start_child(void (*serve)(int control, void *data), void *data)
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         prctl(PR_SET_CHILD_SUBREAPER, 0);
+        signal(SIGINT, SIG_DFL); /* a shell ignores it for what runs in its background */
         setpgid(0, 0);
         close(pair[0]);
         serve(pair[1], data);
