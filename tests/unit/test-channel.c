@@ -586,6 +586,7 @@ flood(const struct vf_frame_rules *rules, const char *pattern, size_t length, co
     ev_timer_init(&beat, on_beat, 0.005, 0.005);
     ev_timer_start(loop, &beat);
     turn_for(150);
+    UNTIL(beats > 0);
     ev_timer_stop(loop, &beat);
     long grown = resident_kb() - before;
 
