@@ -195,7 +195,8 @@ write_journal(const struct guard *guard, const char *state, const char *key, int
     if (guard->journal < 0)
         return;
     clock_gettime(CLOCK_REALTIME, &now);
-    put_text(&at, end, "{\"state\":\"");
+    /* The caller may have died in the middle of a line: see the store's journal for what ends it. */
+    put_text(&at, end, "\n\n{\"state\":\"");
     put_text(&at, end, state);
     put_text(&at, end, "\"");
     if (value >= 0) {
@@ -756,6 +757,9 @@ live(struct guard *guard)
             wait_for_news(guard);
             continue;
         }
+        /* A caller that was stopped between cut and flip: no write of the guest's may come before. */
+        if (guard->owes_names && is_cut(guard))
+            flip_names(guard);
         if (thaw(guard) != THAW_CONFIRMED)
             continue;
         write_journal(guard, "guard-thawed", "thawedFilesystems", guard->talk.thawed);

@@ -62,21 +62,55 @@ on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
         next_overlay(flow);
 }
 
-/* Opened by hand, the overlay inherits nothing: it gets the base's cache modes on both nodes. */
+static struct json_object *
+find_node(const struct vf_flow *flow, const char *node)
+{
+    for (size_t i = 0; node && i < vf_json_length(flow->facts.nodes); i++) {
+        struct json_object *about = vf_json_at(flow->facts.nodes, i);
+        const char *name = vf_json_string(about, "node-name");
+
+        if (name && strcmp(name, node) == 0)
+            return about;
+    }
+    return NULL;
+}
+
+/* The node of a base's file; the base's own if it has none. */
+static struct json_object *
+find_file_node(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *file = vf_graph_child(flow->facts.graph, cut->node, "file");
+
+    return find_node(flow, file ? file : cut->node);
+}
+
+static struct json_object *
+cache_of(struct json_object *node)
+{
+    struct json_object *modes = vf_json_object(node, "cache");
+    struct json_object *cache = json_object_new_object();
+
+    vf_json_add_bool(cache, "direct", vf_json_bool(modes, "direct", false));
+    vf_json_add_bool(cache, "no-flush", vf_json_bool(modes, "no-flush", false));
+    return cache;
+}
+
+/* Opened by hand, the overlay inherits nothing: each of its two nodes gets the modes of the base's.
+ * Whether the base discards cannot be asked for. */
 static void
 preopen(struct vf_flow *flow)
 {
     const struct vf_cut *cut = current(flow);
-    struct json_object *cache = json_object_new_object();
+    struct json_object *base = find_node(flow, cut->node);
+    const char *zeroes = vf_json_string(base, "detect_zeroes");
     struct json_object *node =
-        vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node, NULL);
+        vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node, "detect-zeroes",
+                        zeroes ? zeroes : "off", NULL);
     struct json_object *file =
         vf_json_strings("driver", "file", "filename", cut->names.overlay, NULL);
 
-    vf_json_add_bool(cache, "direct", cut->direct);
-    vf_json_add_bool(cache, "no-flush", cut->no_flush);
-    vf_json_add(node, "cache", json_object_get(cache));
-    vf_json_add(file, "cache", cache);
+    vf_json_add(node, "cache", cache_of(base));
+    vf_json_add(file, "cache", cache_of(find_file_node(flow, cut)));
     vf_json_add_string(node, "discard", "unmap");
     vf_json_add_string(file, "discard", "unmap");
     vf_json_add(node, "backing", NULL);
@@ -213,22 +247,22 @@ create_file(struct vf_flow *flow)
     vf_job_run(flow, "blockdev-create", arguments, on_file_created);
 }
 
-/* With -blockdev and cache.direct on the file's node alone, blockdev-snapshot-sync would open the
- * overlay without it: then the overlay is opened by hand. */
+/* What blockdev-snapshot-sync would open otherwise than the base is: it knows only the cache modes of
+ * the base's format, and -blockdev may give others to the file's node; and it forgets detect-zeroes.
+ * Then the overlay is opened by hand. */
 static bool
-loses_direct(const struct vf_flow *flow, const struct vf_cut *cut)
+loses_modes(const struct vf_flow *flow, const struct vf_cut *cut)
 {
-    const char *file = vf_graph_child(flow->facts.graph, cut->node, "file");
+    static const char *const modes[] = {"direct", "no-flush"};
+    struct json_object *base = find_node(flow, cut->node);
+    struct json_object *file = find_file_node(flow, cut);
+    const char *zeroes = vf_json_string(base, "detect_zeroes");
 
-    for (size_t i = 0; file && i < vf_json_length(flow->facts.nodes); i++) {
-        struct json_object *node = vf_json_at(flow->facts.nodes, i);
-        const char *name = vf_json_string(node, "node-name");
-
-        if (name && strcmp(name, file) == 0)
-            return !cut->direct &&
-                   vf_json_bool(vf_json_object(node, "cache"), "direct", false);
-    }
-    return false;
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (vf_json_bool(vf_json_object(base, "cache"), modes[i], false) !=
+            vf_json_bool(vf_json_object(file, "cache"), modes[i], false))
+            return true;
+    return zeroes && strcmp(zeroes, "off") != 0;
 }
 
 /* Creates all overlays with all their names. Owes VF_OWE_FILES. */
@@ -236,13 +270,8 @@ void
 vf_step_overlays(struct vf_flow *flow)
 {
     flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        if (flow->preopened || !loses_direct(flow, &flow->cuts[i]))
-            continue;
-        flow->preopened = true;
-        for (size_t j = i; j < flow->cut_count; j++)
-            flow->cuts[j].direct |= loses_direct(flow, &flow->cuts[j]);
-    }
+    for (size_t i = 0; i < flow->cut_count; i++)
+        flow->preopened |= loses_modes(flow, &flow->cuts[i]);
     flow->at = 0;
     create_file(flow);
 }

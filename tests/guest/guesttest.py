@@ -13,6 +13,7 @@ The guest, its faults and the looks into images are those of tests/lab.
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -49,8 +50,16 @@ def inode_of(path):
     return about.st_dev, about.st_ino
 
 
+LOCK = re.compile(r"^lock:\t\d+: OFDLCK +ADVISORY +READ +.* (\d+) (\d+)$", re.M)
+MAY_WRITE = 101  # the byte of an image that QEMU locks while it has the permission to write
+
+
 def opened_by(pid):
-    """The regular files that a process has open: {inode: set of "ro", "rw"}."""
+    """The regular files that a process has open, {inode: written}: may it write to them?
+
+    A file node that the launcher made by itself stays open for writing when its image is
+    sealed; what tells then is the lock by which QEMU tells others of its permissions.
+    """
     files = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
@@ -58,11 +67,14 @@ def opened_by(pid):
             info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii")
         except OSError:  # closed in the meantime
             continue
-        if stat.S_ISREG(about.st_mode):
-            flags = next(int(line.split()[1], 8) for line in info.splitlines()
-                         if line.startswith("flags:"))
-            mode = "ro" if flags & os.O_ACCMODE == os.O_RDONLY else "rw"
-            files.setdefault((about.st_dev, about.st_ino), set()).add(mode)
+        if not stat.S_ISREG(about.st_mode):
+            continue
+        flags = int(re.search(r"^flags:\s*(\d+)$", info, re.M).group(1), 8)
+        locks = [(int(first), int(last)) for first, last in LOCK.findall(info)]
+        written = flags & os.O_ACCMODE != os.O_RDONLY and (
+            not locks or any(first <= MAY_WRITE <= last for first, last in locks))
+        inode = about.st_dev, about.st_ino
+        files[inode] = files.get(inode, False) or written
     return files
 
 
@@ -243,13 +255,13 @@ class Site:
     def wrong_names(self):
         """Disks whose own name does not lead to the one image that QEMU writes to."""
         opened = opened_by(self.vm.pid)
+        tops = [inode_of(self.vm.path(disk.file)) for disk in self.vm.disks]
         wrong = []
         for disk in self.vm.disks:
-            if "rw" not in opened.get(inode_of(self.vm.path(disk.file)), ()):
+            if not opened.get(inode_of(self.vm.path(disk.file))):
                 wrong.append(f"{disk.file} does not lead to what QEMU writes to")
         for name, inode in self.listing().items():
-            if "rw" in opened.get(inode, ()) and inode not in [
-                    inode_of(self.vm.path(disk.file)) for disk in self.vm.disks]:
+            if opened.get(inode) and inode not in tops:
                 wrong.append(f"QEMU writes to {name}")
         return wrong
 

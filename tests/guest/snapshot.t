@@ -27,8 +27,8 @@ def is_consistent(site, record, name):
     tap.is_((evidence["frozenFilesystems"], evidence["thawedFilesystems"]),
             (FILE_SYSTEMS, FILE_SYSTEMS), f"{name}: all that was frozen was thawed")
     tap.ok(0 < evidence["frozenMs"] < evidence["freezeMs"] + 10000, f"{name}: it has the times")
-    tap.is_([volume["name"] for volume in record["snapshotVolumes"]["included"]],
-            ["web", "data", "logs"], f"{name}: of every disk")
+    tap.is_([volume["image"] for volume in record["snapshotVolumes"]["included"]],
+            [str(site.image(disk.name, name)) for disk in site.vm.disks], f"{name}: of every disk")
     tap.ok(not ext4_needs_recovery(site.image("web", name)) and
            not ext4_needs_recovery(site.image("data", name)), f"{name}: ext4 needs no recovery")
     tap.ok(xfs_log_clean(site.image("logs", name)), f"{name}: the log of xfs is clean")
@@ -48,6 +48,7 @@ def take(site, name, *options):
 
 
 def write_marker(site, text):
+    """Writes to every disk. (A log of XFS that was recovered looks so until something is written.)"""
     site.vm.sh(f"for m in /mnt/*; do echo {text} >$m/marker; done; sync", timeout=30)
 
 
@@ -62,6 +63,7 @@ def restart(site, text):
     site.tap.ok(site.vm.argv == argv, "the command line is unchanged")
     site.tap.is_(site.vm.sh("cat /mnt/web/marker /mnt/data/marker /mnt/logs/marker").out,
                  f"{text}\n" * 3, "killed: the guest finds what it wrote last")
+    write_marker(site, f"{text}, booted")
     site.vm.start_writer("web", "data")
 
 
