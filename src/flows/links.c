@@ -96,6 +96,25 @@ is_needed(struct json_object *link)
     return vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
 }
 
+bool
+vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        struct json_object *link = vf_json_at(links, i);
+        const char *path = vf_json_string(link, "path");
+        struct vmfrost_error error = {.code = VMFROST_OK};
+
+        if (!path || !vf_inode_equal(vf_inode_of(path), inode))
+            json_object_array_add(kept, json_object_get(link));
+        else if (!vf_unlink(path, inode, &flow->log, &error))
+            return vf_note_error(flow, &error);
+    }
+    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+}
+
 void
 vf_links_sweep(struct vf_flow *flow)
 {

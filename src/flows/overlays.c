@@ -383,6 +383,9 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
     gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
     if (!gone)
         return vf_failed(&error) ? vf_note_error(flow, &error) : false;
+    /* It was the current image of a QEMU that knows it by the name of a snapshot deleted since. */
+    if (overlay.number && !vf_links_drop(flow, overlay))
+        return false;
     if (vf_sync_folder_of(cut->names.overlay) < 0)
         return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
                        cut->names.overlay, strerror(errno));

@@ -84,8 +84,13 @@ vf_replace_file(const char *path, const char *content, size_t length, struct vmf
         return vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", temporary,
                        strerror(written_errno));
     }
-    if (rename(temporary, path) < 0 || vf_sync_folder_of(path) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot put %s in its place: %s", path,
+    if (rename(temporary, path) < 0) {
+        vf_fail(error, VMFROST_FAILED, "cannot put %s in its place: %s", path, strerror(errno));
+        unlink(temporary);
+        return false;
+    }
+    if (vf_sync_folder_of(path) < 0)
+        return vf_fail(error, VMFROST_FAILED, "cannot make the folder of %s durable: %s", path,
                        strerror(errno));
     return true;
 }
@@ -101,9 +106,13 @@ vf_make_folders(const char *path, struct vmfrost_error *error)
         char kept = *slash;
 
         *slash = '\0';
+        struct stat about;
+
         if (mkdir(each, 0700) < 0 && errno != EEXIST)
             return vf_fail(error, VMFROST_FAILED, "cannot create the folder %s: %s", each,
                            strerror(errno));
+        if (stat(each, &about) < 0 || !S_ISDIR(about.st_mode))
+            return vf_fail(error, VMFROST_FAILED, "%s is no folder", each);
         *slash = kept;
         if (!kept)
             return true;

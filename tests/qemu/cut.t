@@ -384,8 +384,6 @@ def stopped_or_not(t):
 def odd_sizes(t):
     """Sizes that are no multiple of anything; tiny and huge disks; other cluster sizes."""
     for size in (512, SIZE + 512, 3 * 1024 ** 4):
-        with Qemu(drive("web"), images=[]) as vm_off:
-            pass
         vm = Qemu(drive("web"), images=[])
         make_image(vm.disks / "web.qcow2", size=size)
         with vm:
