@@ -12,7 +12,7 @@ from bare import (CLUSTER, SIZE, LabError, Qemu, Tap, blockdev, drive, image_inf
 OWN = os.environ.get("ONLY", "")
 
 
-def layout(vm, disks, snapshots, links=0, kept=()):
+def layout(vm, disks, snapshots, links=0, kept=(), check=False):
     """What is wrong with names, headers and open files: a list of sentences. `links` is the number
     of hidden names for each disk, `kept` are visible names that a running QEMU still needs."""
     wrong = []
@@ -34,7 +34,7 @@ def layout(vm, disks, snapshots, links=0, kept=()):
                 wrong.append(f"{name} stands on {backing}")
             if info["virtual-size"] != SIZE:
                 wrong.append(f"{name} has {info['virtual-size']} bytes")
-            if not image_ok(path):
+            if check and not image_ok(path):
                 wrong.append(f"{name} has errors")
             if opened:
                 modes = {mode[0] for mode in opened.get(vm.inode(name), {"none"})}
@@ -110,7 +110,7 @@ def whole_story(t, name, words, disks, state="running", method="existing", start
         vm.take("two", "--method", method)
         write_all(vm, disks, 3, 0)
         write_all(vm, disks, 3, 2)
-        look("two", layout(vm, disks, ["one", "two"], 2))
+        look("two", layout(vm, disks, ["one", "two"], 2, check=True))
         look("two", data(vm, disks, {"%@one.qcow2": [1, 0, 0], "%@two.qcow2": [1, 2, 0],
                                      "%.qcow2": [3, 2, 3]}))
         if stops(vm):
@@ -136,7 +136,7 @@ def whole_story(t, name, words, disks, state="running", method="existing", start
         look("three", layout(vm, disks, ["three"], 1))
         vm.qmp("quit")
         vm.process.wait(60)
-        look("quit", layout(vm, disks, ["three"], 1))
+        look("quit", layout(vm, disks, ["three"], 1, check=True))
         look("quit", data(vm, disks, {"%@three.qcow2": [5, 2, 3, 4], "%.qcow2": [5, 6, 3, 4]}))
         vm.restart()
         if state == "paused":
@@ -160,7 +160,7 @@ def whole_story(t, name, words, disks, state="running", method="existing", start
         write_all(vm, disks, 8, 3)
         vm.restart()
         vm.vmfrost("recover")
-        look("the end", layout(vm, disks, [], 0))
+        look("the end", layout(vm, disks, [], 0, check=True))
         look("the end", data(vm, disks, {"%.qcow2": [5, 6, 7, 8]}))
     t.is_(wrong, [], name)
 
@@ -223,7 +223,7 @@ def chain_of_five(t):
             content[6] = 6
             vm.write("web", 6, 6)
             look("all five")
-            wrong += layout(vm, ["web"], taken, 5)
+            wrong += layout(vm, ["web"], taken, 5, check=True)
             out = vm.vmfrost("delete", "@s3")
             t.ok(out.code == 1 and "newest" in out.next, f"{attach}: only the newest of five can be "
                  "deleted while the VM runs, and the hint says so")
