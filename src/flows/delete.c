@@ -31,7 +31,15 @@ enum step {
     STEP_COUNT,
 };
 
-/* The snapshot's overlay is the disk's current image: then these are its nodes in this QEMU. */
+static void
+set(char **slot, const char *value)
+{
+    free(*slot);
+    *slot = value ? vf_strdup(value) : NULL;
+}
+
+/* The snapshot's overlay is the disk's current image: then these are its nodes in this QEMU. Or its base is:
+ * then a deletion that was interrupted has merged this disk, and only its files are left. */
 static bool
 adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
 {
@@ -42,10 +50,18 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
 
         if (!disk->node || !disk->file)
             continue;
-        bool found = vf_disk_place(flow, disk, &place, &ignored) &&
-                     vf_inode_equal(place.inode, cut->overlay);
+        bool placed = vf_disk_place(flow, disk, &place, &ignored);
+        bool found = placed && vf_inode_equal(place.inode, cut->overlay);
+        bool merged = placed && vf_inode_equal(place.inode, cut->base);
 
         vf_place_release(&place);
+        if (merged) {
+            set(&cut->overlay_node, "");
+            set(&cut->overlay_file_node, NULL);
+            set(&cut->node, disk->node);
+            set(&cut->base_file, disk->file);
+            return true;
+        }
         if (!found)
             continue;
         const char *base = vf_graph_child(flow->facts.graph, disk->node, "backing");
@@ -55,14 +71,10 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
 
         if (!base_file)
             break;
-        free(cut->overlay_node);
-        cut->overlay_node = vf_strdup(disk->node);
-        free(cut->overlay_file_node);
-        cut->overlay_file_node = disk->file_named ? vf_strdup(disk->file_node) : NULL;
-        free(cut->node);
-        cut->node = vf_strdup(base);
-        free(cut->base_file);
-        cut->base_file = vf_strdup(base_file);
+        set(&cut->overlay_node, disk->node);
+        set(&cut->overlay_file_node, disk->file_named ? disk->file_node : NULL);
+        set(&cut->node, base);
+        set(&cut->base_file, base_file);
         cut->own_file_node = file_node && file_node[0] != '#';
         return true;
     }

@@ -339,6 +339,24 @@ is_flipped(const struct vf_cut *cut)
            vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
 }
 
+/* Some QEMU writes to the base by now: one that was started again before the name was flipped. What the
+ * overlay holds is not the disk's state any more. */
+static bool
+base_is_live(const struct vf_cut *cut)
+{
+    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
+
+    for (size_t i = 0; i < vf_json_length(qemus); i++) {
+        struct vf_opened opened;
+        int64_t pid = 0;
+
+        if (vf_json_int(vf_json_at(qemus, i), "pid", &pid) && cut->base.number &&
+            vf_process_opened((pid_t)pid, cut->base, &opened) && opened.read_write)
+            return true;
+    }
+    return false;
+}
+
 /* The merge of this disk was past the point from which on its base is the live image. */
 static bool
 merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
@@ -364,6 +382,19 @@ decide_offline(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
+        if (!is_flipped(cut) && has_data(cut) && !merge_was_final(flow, cut) &&
+            base_is_live(cut)) {
+            vf_note(flow, VMFROST_FAILED,
+                    "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
+                    "the guest wrote last before that",
+                    cut->name, cut->names.top ? cut->names.top : cut->names.sealed,
+                    cut->names.overlay);
+            vf_advise(flow, "both are kept: keep what you need, remove the other, then remove "
+                            "%s/journal",
+                      flow->vm.folder);
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
         merged += merge_was_final(flow, cut);
         live += !merge_was_final(flow, cut) && (is_flipped(cut) || has_data(cut));
     }
