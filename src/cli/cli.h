@@ -105,6 +105,7 @@ struct cli {
     struct out out, err;
     struct out *log;   /* the file of --log; NULL: none */
     struct live *live; /* whose line may stand on the terminal; NULL: nobody's */
+    struct json_object *shown; /* array: warnings that were shown while they happened */
     struct ev_loop *loop;
     struct vmfrost *context;
 };

@@ -166,6 +166,7 @@ main(int count, char **words)
         ev_loop_destroy(cli.loop);
     out_release(&cli.out);
     out_release(&cli.err);
+    json_object_put(cli.shown);
     options_release(&cli);
     return (int)code;
 }

@@ -124,6 +124,15 @@ record_age(struct json_object *record)
     return vf_strdup(format_age(time_now() - seconds, age));
 }
 
+static bool
+was_shown(const struct cli *cli, const char *warning)
+{
+    for (size_t i = 0; i < vf_json_length(cli->shown); i++)
+        if (strcmp(vf_json_text(vf_json_at(cli->shown, i)), warning) == 0)
+            return true;
+    return false;
+}
+
 void
 print_warnings(struct cli *cli, struct out *out, struct json_object *document)
 {
@@ -134,7 +143,7 @@ print_warnings(struct cli *cli, struct out *out, struct json_object *document)
     for (size_t i = 0; i < vf_json_length(warnings); i++) {
         const char *warning = vf_json_text(vf_json_at(warnings, i));
 
-        if (!warning)
+        if (!warning || was_shown(cli, warning))
             continue;
         out_text(out, STYLE_WARN, "  warning:");
         out_text(out, STYLE_PLAIN, " %s\n", warning);

@@ -29,6 +29,9 @@ report_warning(struct cli *cli, const char *text)
 {
     if (cli->options.quiet)
         return;
+    if (!cli->shown)
+        cli->shown = json_object_new_array();
+    json_object_array_add(cli->shown, json_object_new_string(text));
     live_pause(cli->live);
     out_text(&cli->err, STYLE_WARN, "warning:");
     out_text(&cli->err, STYLE_PLAIN, " %s\n", text);
