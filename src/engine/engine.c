@@ -153,6 +153,9 @@ settle(struct vf_engine *engine)
                        (late == VF_CAUSE_NONE || late == VF_CAUSE_FROZEN_LIMIT) &&
                        step->otherwise != VF_STEP_END && holds(engine, step->otherwise_when);
 
+    /* Once the last step is done, there is nothing left to be late for, and nothing to undo. */
+    if (outcome == VF_OK && step->next == VF_STEP_END)
+        late = VF_CAUSE_NONE;
     engine->completed = false;
     switch (outcome) {
     case VF_OK:
@@ -196,6 +199,15 @@ settle(struct vf_engine *engine)
     fail(engine, late);
 }
 
+/* The running step has to end now, whatever its peer does. */
+static void
+stop_waiting(struct vf_engine *engine)
+{
+    engine->ops->abandon(engine->flow, vf_engine_step(engine));
+    engine->pausing = false;
+    vf_engine_complete(engine, VF_UNKNOWN);
+}
+
 /* Steps may complete within their start: then they are settled here, one after the other, without
  * recursion. */
 static void
@@ -209,6 +221,8 @@ loop(struct vf_engine *engine)
     engine->looping = false;
     if (engine->finished)
         engine->ops->finished(engine->flow);
+    else if (engine->cancelled && !engine->unwinding) /* from within one of our calls */
+        stop_waiting(engine);
 }
 
 void
@@ -228,15 +242,6 @@ vf_engine_complete(struct vf_engine *engine, enum vf_outcome outcome)
     engine->completed = true;
     engine->outcome = outcome;
     loop(engine);
-}
-
-/* The running step has to end now, whatever its peer does. */
-static void
-stop_waiting(struct vf_engine *engine)
-{
-    engine->ops->abandon(engine->flow, vf_engine_step(engine));
-    engine->pausing = false;
-    vf_engine_complete(engine, VF_UNKNOWN);
 }
 
 void

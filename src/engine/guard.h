@@ -7,10 +7,10 @@
  * descriptors, and waits on a socket. The caller tells it, one small message a time, what is owed.
  * When the caller is gone (the socket ends) while something is owed, the guard pays:
  *
- *  1. names: if a cut was under way, it waits a moment for QEMU to have made it (QEMU then has the
- *     overlays open for writing and the bases no more: of all disks, or nothing is touched), and
- *     renames each overlay's second link over the name that the launcher opens. Else that name
- *     would lead to a state that the running guest has left behind.
+ *  1. names: if a cut was under way, it waits a moment for QEMU to have made it (by its open files
+ *     and its locks on them QEMU then may write to the overlays and to the bases no more: of all
+ *     disks, or nothing is touched), and renames each overlay's second link over the name that the
+ *     launcher opens. Else that name would lead to a state that the running guest has left behind.
  *  2. the thaw: it synchronises the agent's stream, sends the thaw, asks for the status, and does
  *     so again until the agent says "thawed" or QEMU is gone. Then it adds a line to the journal.
  *  3. names again, if the cut was not to be seen before the thaw.
@@ -40,7 +40,8 @@
 
 #include "util/error.h"
 
-/* A name to be flipped once the cut is made. */
+/* A name to be flipped once the cut is made. The base is a qcow2 image: of a raw one QEMU gives up
+ * the permission to write before its cut is certain. */
 struct vf_guard_name {
     const char *next, *top;                  /* absolute; rename(next, top) */
     uint64_t overlay_device, overlay_number; /* inode of `next` */

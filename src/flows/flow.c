@@ -73,12 +73,15 @@ vf_test_point(const struct vf_flow *flow, const char *name)
     const char *wanted = getenv("VMFROST_TEST_AT");
 
     (void)flow;
-    if (!wanted)
-        return;
-    if (vf_starts_with(wanted, "kill:") && strcmp(wanted + 5, name) == 0)
-        raise(SIGKILL);
-    if (vf_starts_with(wanted, "stop:") && strcmp(wanted + 5, name) == 0)
-        raise(SIGSTOP);
+    for (size_t length; wanted; wanted = wanted[length] ? wanted + length + 1 : NULL) {
+        length = strcspn(wanted, ",");
+        if (length != strlen(name) + 5 || strncmp(wanted + 5, name, length - 5) != 0)
+            continue;
+        if (vf_starts_with(wanted, "kill:"))
+            raise(SIGKILL);
+        if (vf_starts_with(wanted, "stop:"))
+            raise(SIGSTOP);
+    }
 }
 
 /* Telling. */
@@ -150,9 +153,15 @@ trace(void *owner, const struct vf_step *step, enum vf_step_state state)
 
 /* Errors. */
 
+/* What is tried again and again is told once. */
 static void
 complain(struct vf_flow *flow, const char *text)
 {
+    for (size_t i = 0; i < vf_json_length(flow->warnings); i++)
+        if (strcmp(vf_json_text(vf_json_at(flow->warnings, i)), text) == 0) {
+            vf_log(&flow->log, VMFROST_LOG_INFO, "again: %s", text);
+            return;
+        }
     vf_log(&flow->log, VMFROST_LOG_WARNING, "%s", text);
     json_object_array_add(flow->warnings, json_object_new_string(text));
 }
@@ -600,6 +609,10 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
     (void)loop;
     (void)revents;
     vf_conclude(flow);
+    if (vf_failed(&flow->error) && (flow->engine.owed & ~(unsigned)VF_OWE_THAW))
+        vf_hint(&flow->error, "not all of it could be undone: see `vmfrost status %s`, put right what "
+                              "is in the way, then run `vmfrost recover %s`",
+                flow->vm.name, flow->vm.name);
     if (flow->engine.owed & VF_OWE_RESOLVE)
         flow->snapshot_state = VMFROST_SNAPSHOT_UNKNOWN;
     if (flow->document)

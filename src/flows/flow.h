@@ -207,7 +207,8 @@ void vf_flow_time(const struct vf_flow *flow, int64_t stamp_us, char out[32]);
 void vf_window_opens(struct vf_flow *flow);
 void vf_window_closes(struct vf_flow *flow);
 
-/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME. */
+/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, or several with
+ * commas between them. */
 void vf_test_point(const struct vf_flow *flow, const char *name);
 
 #endif

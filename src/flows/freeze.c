@@ -120,43 +120,71 @@ const struct vf_table vf_freeze_table = {
 
 enum thaw_step {
     T_END = VF_STEP_END,
-    T_RELIEVE,
     T_CONNECT,
     T_LOOK,
     T_STATE,
+    T_RELIEVE,
+    T_OWE,
     T_THAW,
     T_CLOSE,
     T_COUNT,
 };
 
+static bool
+is_state(struct json_object *line, const char *wanted)
+{
+    const char *state = vf_json_string(line, "state");
+
+    return state && strcmp(state, wanted) == 0;
+}
+
+/* The last line with a guard, and whether a thaw is owed since. */
 static struct json_object *
-freezing_line(const struct vf_flow *flow)
+freezing_line(const struct vf_flow *flow, bool *owed_r)
 {
     struct json_object *found = NULL;
 
+    *owed_r = false;
     for (size_t i = 0; i < vf_json_length(flow->journal_lines); i++) {
-        const char *state = vf_json_string(vf_json_at(flow->journal_lines, i), "state");
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
 
-        if (state && strcmp(state, "freezing") == 0)
-            found = vf_json_at(flow->journal_lines, i);
+        if (is_state(line, "freezing")) {
+            found = line;
+            *owed_r = true;
+        } else if (is_state(line, "thawed") || is_state(line, "guard-thawed")) {
+            *owed_r = false;
+        }
     }
     return found;
 }
 
-/* A guard holds the agent's only connection. */
+/* A guard holds the agent's only connection. It is sent away as late as possible, and the first thaw
+ * brings another one. */
 static void
 relieve_guard(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
     int64_t pid = 0, started = 0;
+    bool owed;
 
     flow->journal_lines = vf_journal_read(&flow->vm, &error);
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);
-    struct json_object *line = freezing_line(flow);
+    struct json_object *line = freezing_line(flow, &owed);
 
     if (vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
         vf_guard_dismiss((pid_t)pid, (uint64_t)started, 0);
+    if (owed)
+        flow->engine.conditions |= VF_IF_THAW_OWED;
+    if (flow->journal_lines && !vf_journal_continue(&flow->journal, &flow->vm, &error))
+        vf_warn(flow, "%s", error.text);
+    vf_end(flow, VF_OK);
+}
+
+/* We know that somebody froze: if that cannot be undone, it has to be said loudly. */
+static void
+owe(struct vf_flow *flow)
+{
     vf_end(flow, VF_OK);
 }
 
@@ -191,28 +219,27 @@ close_thaw(struct vf_flow *flow)
     flow->document_json = vf_json_strings("vm", flow->vm.name, "status", "thawed", NULL);
     if (flow->evidence.thawed_count >= 0)
         vf_json_add_int(flow->document_json, "thawedFilesystems", flow->evidence.thawed_count);
-    if (flow->journal_lines && vf_journal_continue(&flow->journal, &flow->vm, &error)) {
-        if (journal_is_a_freeze(flow))
-            vf_journal_end(&flow->journal, &error);
-        else
-            vf_journal_state(flow, "thawed", NULL);
-    }
+    if (journal_is_a_freeze(flow) && flow->journal.fd >= 0)
+        vf_journal_end(&flow->journal, &error);
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);
     vf_end(flow, VF_OK);
 }
 
 static const struct vf_step thaw_steps[T_COUNT] = {
-    [T_RELIEVE] = {.name = "relieve", .title = "Relieving the guard",
-        .start = relieve_guard, .budget_ms = MINUTE_MS, .next = T_CONNECT},
     [T_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
         .start = vf_step_connect, .budget_ms = 10000, .next = T_LOOK},
     [T_LOOK] = {.name = "look", .title = "Looking at the VM",
         .start = vf_step_look, .budget_ms = 10000, .next = T_STATE},
     [T_STATE] = {.name = "state", .title = "Asking for the run state",
-        .start = note_state, .budget_ms = 10000, .next = T_THAW},
+        .start = note_state, .budget_ms = 10000, .next = T_RELIEVE},
+    [T_RELIEVE] = {.name = "relieve", .title = "Relieving the guard",
+        .start = relieve_guard, .budget_ms = MINUTE_MS, .next = T_OWE},
+    [T_OWE] = {.name = "owe", .title = "Taking over from the guard",
+        .start = owe, .owes = VF_OWE_THAW, .sticky = VF_OWE_THAW, .budget_ms = MINUTE_MS,
+        .next = T_THAW, .when = VF_IF_THAW_OWED},
     [T_THAW] = {.name = "thaw", .title = "Thawing the guest",
-        .start = thaw, .budget_ms = 5000, .patience_ms = VF_PATIENCE_THAW,
+        .start = thaw, .pays = VF_OWE_THAW, .budget_ms = 5000, .patience_ms = VF_PATIENCE_THAW,
         .pause_ms = 250, .next = T_CLOSE},
     [T_CLOSE] = {.name = "close", .title = "Closing the journal",
         .start = close_thaw, .budget_ms = MINUTE_MS, .next = T_END},
@@ -222,5 +249,5 @@ const struct vf_table vf_thaw_table = {
     .operation = "thaw",
     .steps = thaw_steps,
     .step_count = T_COUNT,
-    .first = T_RELIEVE,
+    .first = T_CONNECT,
 };

@@ -7,7 +7,6 @@
  * QEMU creates the overlays, so that they belong to its own user and no other program is needed.
  * Nothing here touches what the guest sees.
  */
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -278,15 +277,16 @@ vf_step_overlays(struct vf_flow *flow)
 
 /* The rehearsal. */
 
-struct json_object *
-vf_cut_transaction(const struct vf_flow *flow, bool rehearsal)
+/* Of the cuts [first, end). */
+static struct json_object *
+transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal)
 {
     struct json_object *actions = json_object_new_array(), *arguments = json_object_new_object();
 
-    for (size_t i = 0; i < flow->cut_count + rehearsal; i++) {
+    for (size_t i = first; i < end + rehearsal; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
         struct json_object *action = json_object_new_object();
-        bool last = i == flow->cut_count;
+        bool last = i == end;
 
         vf_json_add_string(action, "type",
                            last              ? "abort"
@@ -308,33 +308,97 @@ vf_cut_transaction(const struct vf_flow *flow, bool rehearsal)
     return arguments;
 }
 
+struct json_object *
+vf_cut_transaction(const struct vf_flow *flow)
+{
+    return transaction(flow, 0, flow->cut_count, false);
+}
+
+/* The disk that QEMU's words are about, if they tell: they name a node or a file. */
+static const struct vf_cut *
+find_named(const struct vf_flow *flow, const char *words)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        const char *const names[] = {cut->node, cut->overlay_node, cut->names.overlay};
+
+        for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+            VF_AUTO_FREE char *quoted = vf_printf("'%s'", names[k]);
+
+            if (strstr(words, quoted))
+                return cut;
+        }
+    }
+    return flow->cut_count == 1 ? &flow->cuts[0] : NULL;
+}
+
+bool
+vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
+{
+    const struct vf_cut *cut =
+        reply->outcome == VF_REFUSED ? find_named(flow, reply->words) : NULL;
+
+    return vf_expect(flow, reply, "%s%s%s%s", cut ? "disk " : "", cut ? cut->name : "",
+                     cut ? ": " : "", what);
+}
+
+#define REFUSES "QEMU refuses this snapshot"
+
+static bool
+was_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome == VF_REFUSED)
+        return strcmp(reply->words, REHEARSED) == 0;
+    if (reply->outcome == VF_UNKNOWN)
+        vf_expect(flow, reply, "rehearsing the cut");
+    else
+        /* A transaction that ends in "abort" cannot succeed: whoever answers so is no QEMU. */
+        vf_refuse(flow, VMFROST_FAILED, "QEMU accepted a transaction that it had to abort");
+    return false;
+}
+
+static void ask_next_disk(struct vf_flow *flow);
+
+static void
+on_one_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (was_rehearsed(flow, reply)) {
+        flow->at++;
+        ask_next_disk(flow);
+    } else if (reply->outcome == VF_REFUSED) {
+        vf_expect(flow, reply, "disk %s: " REFUSES, current(flow)->name);
+    }
+}
+
+/* QEMU's words told of no disk: each one is tried alone, until one is refused. */
+static void
+ask_next_disk(struct vf_flow *flow)
+{
+    if (flow->at < flow->cut_count)
+        vf_ask(flow, "transaction", transaction(flow, flow->at, flow->at + 1, true),
+               on_one_rehearsed);
+    else
+        vf_refuse(flow, VMFROST_FAILED, REFUSES ", but none of its disks alone");
+}
+
 static void
 on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    switch (reply->outcome) {
-    case VF_REFUSED:
-        if (strcmp(reply->words, REHEARSED) == 0) {
-            vf_end(flow, VF_OK);
-            return;
-        }
-        vf_expect(flow, reply, "QEMU refuses this snapshot");
-        return;
-    case VF_UNKNOWN:
-        vf_expect(flow, reply, "rehearsing the cut");
-        return;
-    case VF_OK:
-        /* A transaction that ends in "abort" cannot succeed: whoever answers so is no QEMU. */
-        vf_refuse(flow, VMFROST_FAILED, "QEMU accepted a transaction that it had to abort");
-        return;
+    if (was_rehearsed(flow, reply)) {
+        vf_end(flow, VF_OK);
+    } else if (reply->outcome == VF_REFUSED && find_named(flow, reply->words)) {
+        vf_expect_cut(flow, reply, REFUSES);
+    } else if (reply->outcome == VF_REFUSED) {
+        flow->at = 0;
+        ask_next_disk(flow);
     }
-    assert(!"an outcome that is none");
 }
 
 /* All of the cut but its effect: drains, flushes, opens, checks permissions and locks. */
 void
 vf_step_rehearse(struct vf_flow *flow)
 {
-    vf_ask(flow, "transaction", vf_cut_transaction(flow, true), on_rehearsed);
+    vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
 }
 
 /* The way back. */

@@ -258,6 +258,7 @@ forward(struct vf_flow *flow)
 static void
 back(struct vf_flow *flow, unsigned conditions)
 {
+    vf_guard_named(&flow->guard); /* as they are, they lead to where the way back begins */
     flow->engine.conditions |= conditions;
     flow->action = "rolled-back";
 }
@@ -423,7 +424,10 @@ decide_offline(struct vf_flow *flow)
 static void
 turn(struct vf_flow *flow)
 {
-    vf_end(flow, vf_flip_all(flow) ? VF_OK : VF_REFUSED);
+    bool flipped = vf_flip_all(flow);
+
+    vf_guard_named(&flow->guard);
+    vf_end(flow, flipped ? VF_OK : VF_REFUSED);
 }
 
 static void
@@ -463,7 +467,10 @@ close_forward(struct vf_flow *flow)
         if (flow->cuts[i].naming == VF_NAMING_FLIP && flow->qemu.pid &&
             !vf_links_add(flow, flow->cuts[i].names.overlay, flow->cuts[i].names.top))
             return false;
-    bool proved = !flow->froze || (frozen_count > 0 && frozen_count == thawed_count);
+    /* The cut's reply came before the thaw: only then is its time in that line. */
+    bool proved = !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
+                                   vf_json_string(thawed, "cut") &&
+                                   !vf_json_string(thawed, "disturbedBy"));
 
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     flow->unverified = !proved;

@@ -46,6 +46,9 @@ melt(struct vf_flow *flow)
     if (!flow->quiesce_failed) {
         flow->quiesce_failed = true;
         flow->engine.conditions &= ~(unsigned)VF_IF_AGENT;
+        if (!vf_failed(&flow->error)) /* nobody refused: time was up */
+            vf_note(flow, VMFROST_FAILED, "the frozen limit of %.4g s passed before the freeze was done",
+                    (double)flow->engine.frozen_limit_ms / 1e3);
         vf_absolve(flow);
     }
     vf_step_thaw_again(flow);

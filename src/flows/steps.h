@@ -37,7 +37,9 @@ void vf_step_overlays(struct vf_flow *flow);
 void vf_step_rehearse(struct vf_flow *flow);
 void vf_step_undo_files(struct vf_flow *flow);
 /* The transaction of the cut, as arguments; owned by the caller. */
-struct json_object *vf_cut_transaction(const struct vf_flow *flow, bool rehearsal);
+struct json_object *vf_cut_transaction(const struct vf_flow *flow);
+/* vf_expect() for its reply: names the disk that QEMU's words are about, if they tell. */
+bool vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what);
 
 /* window.c: freeze, cut, flip, thaw. */
 void vf_step_guard(struct vf_flow *flow);

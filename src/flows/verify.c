@@ -80,7 +80,8 @@ files_are_right(struct vf_flow *flow, const struct vf_cut *cut)
     if (!overlay.read_write)
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing",
                        cut->name, cut->names.overlay);
-    if (base.read_write && !cut->own_file_node)
+    /* A file node of the launcher's own stays open for writing; its locks tell, if it has any. */
+    if (cut->own_file_node ? base.may_write : base.read_write)
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU still has %s open for writing",
                        cut->name, cut->names.sealed);
     return true;

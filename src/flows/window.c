@@ -19,39 +19,32 @@
 
 /* The guard, and a last sign of life from the agent. */
 
-static void
-on_alive(struct vf_flow *flow, const struct vf_reply *reply)
+/* A thaw is owed, and who pays it if we die. */
+static bool
+journal_guard(struct vf_flow *flow)
 {
-    if (!vf_expect(flow, reply, "guest agent, just before the freeze"))
-        return;
     struct json_object *more = json_object_new_object();
 
     vf_json_add_int(more, "guard", flow->guard.pid);
     vf_json_add_int(more, "guardStarted", (int64_t)flow->guard.started);
-    vf_end(flow, vf_journal_state(flow, "freezing", more) ? VF_OK : VF_REFUSED);
+    return vf_journal_state(flow, "freezing", more);
 }
 
-/* The guard knows a cut by its base, which QEMU then has open for reading only. A file node of its own stays
- * writable: such names are left to recovery. */
-static bool
-names_can_be_watched(const struct vf_flow *flow)
+static void
+on_alive(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    for (size_t i = 0; i < flow->cut_count; i++)
-        if (flow->cuts[i].own_file_node)
-            return false;
-    return true;
+    if (vf_expect(flow, reply, "guest agent, just before the freeze"))
+        vf_end(flow, journal_guard(flow) ? VF_OK : VF_REFUSED);
 }
 
-/* Forks the guard and writes to the journal that a thaw will be owed. */
-void
-vf_step_guard(struct vf_flow *flow)
+static bool
+fork_guard(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
 {
     struct vf_guard_name *names = vf_alloc((flow->cut_count + 1) * sizeof *names);
-    bool freezes = flow->engine.conditions & VF_IF_AGENT;
     struct vf_guard_plan plan = {
-        .agent_fd = freezes ? vf_qga_fd(flow->qga) : -1,
+        .agent_fd = agent_fd,
         .journal_fd = flow->journal.fd,
-        .qemu_pid = names_can_be_watched(flow) ? flow->qemu.pid : 0,
+        .qemu_pid = flow->qemu.pid,
         .names = names,
     };
 
@@ -69,10 +62,19 @@ vf_step_guard(struct vf_flow *flow)
             .base_number = cut->base.number,
         };
     }
-    bool started = vf_guard_start(&flow->guard, &plan, &flow->error);
+    bool started = vf_guard_start(&flow->guard, &plan, error);
 
     free(names);
-    if (!started)
+    return started;
+}
+
+/* Forks the guard and writes to the journal that a thaw will be owed. */
+void
+vf_step_guard(struct vf_flow *flow)
+{
+    bool freezes = flow->engine.conditions & VF_IF_AGENT;
+
+    if (!fork_guard(flow, freezes ? vf_qga_fd(flow->qga) : -1, &flow->error))
         vf_end(flow, VF_REFUSED);
     else if (freezes)
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
@@ -114,8 +116,9 @@ vf_step_freeze(struct vf_flow *flow)
 static void
 on_cut(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    flow->evidence.cut = vf_now_us();
-    if (vf_expect(flow, reply, "cutting the disks"))
+    if (reply->outcome == VF_OK)
+        flow->evidence.cut = vf_now_us();
+    if (vf_expect_cut(flow, reply, "cutting the disks"))
         vf_end(flow, VF_OK);
 }
 
@@ -125,7 +128,7 @@ vf_step_cut(struct vf_flow *flow)
 {
     vf_guard_cutting(&flow->guard);
     flow->evidence.cut_sent = vf_now_us();
-    vf_ask(flow, "transaction", vf_cut_transaction(flow, false), on_cut);
+    vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
 }
 
 bool
@@ -220,11 +223,31 @@ vf_step_thaw(struct vf_flow *flow)
     send_thaw(flow);
 }
 
+/* Whoever thaws what an interrupted operation froze has sent its guard away. Before the first thaw there is
+ * another one: we may be killed, too, or give up, and the guest is not to be left alone then. */
+static void
+replace_guard(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (flow->guard.fd >= 0 || flow->evidence.freeze_sent || flow->journal.fd < 0)
+        return;
+    if (!fork_guard(flow, vf_qga_fd(flow->qga), &error)) {
+        vf_warn(flow, "%s", error.text);
+        return;
+    }
+    journal_guard(flow);
+    vf_guard_freezing(&flow->guard, GUARD_PATIENCE_MS);
+    vf_guard_cutting(&flow->guard);
+}
+
 static void
 on_reopened(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (vf_expect(flow, reply, "reconnecting to the guest agent"))
-        send_thaw(flow);
+    if (!vf_expect(flow, reply, "reconnecting to the guest agent"))
+        return;
+    replace_guard(flow);
+    send_thaw(flow);
 }
 
 static void
@@ -256,8 +279,10 @@ emergency_thaw(struct vf_flow *flow)
 void
 vf_step_thaw_again(struct vf_flow *flow)
 {
-    if (!flow->thaw_first_us) {
+    if (!flow->thaw_first_us)
         flow->thaw_first_us = vf_now_us();
+    /* Of our own freeze, and not for the first time. */
+    if (flow->evidence.freeze_sent && flow->evidence.thaw_sent && !flow->unverified) {
         flow->unverified = true;
         vf_warn(flow, "the thaw is not confirmed yet; trying for up to %.0f s",
                 (double)flow->engine.thaw_wait_ms / 1000);

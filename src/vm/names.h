@@ -103,6 +103,9 @@ bool vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log
 /* How a process has a file open. */
 struct vf_opened {
     bool read_only, read_write;
+    bool may_write; /* open for writing, and locked as QEMU locks an image that it may write to. A
+                       file node of the launcher's own stays read_write when its image is sealed:
+                       then only this tells. Always false where QEMU does not lock (locking=off). */
 };
 /* Looks at /proc/PID/fd and fdinfo. False if the process cannot be looked at. */
 bool vf_process_opened(pid_t pid, struct vf_inode inode, struct vf_opened *opened_r);

@@ -53,21 +53,41 @@ is_number(const char *text)
     return *text && strspn(text, "0123456789") == strlen(text);
 }
 
+/* QEMU locks byte 100 + N of an image for each permission that it has on it; 1 is to write. */
+#define BYTE_OF_WRITER 101
+
+/* Whether "lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:4711 100 101\n", or with "EOF" at its end, is
+ * on the byte of a writer. */
+static bool
+is_writers_lock(const char *line)
+{
+    unsigned long long first, last;
+    char end[24];
+
+    if (sscanf(line, "lock: %*s %*s %*s %*s %*s %*s %llu %23s", &first, end) != 2)
+        return false;
+    last = strcmp(end, "EOF") == 0 ? ULLONG_MAX : strtoull(end, NULL, 10);
+    return first <= BYTE_OF_WRITER && BYTE_OF_WRITER <= last;
+}
+
 /* The open(2) flags of a descriptor, from "flags:\t02100002" in its fdinfo; -1 if it is gone. */
 static int
-flags_of(pid_t pid, const char *descriptor)
+flags_of(pid_t pid, const char *descriptor, bool *writers_lock_r)
 {
-    char path[64], line[64];
+    char path[64], line[128];
     int flags = -1;
 
+    *writers_lock_r = false;
     snprintf(path, sizeof path, "/proc/%d/fdinfo/%.20s", (int)pid, descriptor);
     FILE *file = fopen(path, "re");
 
     if (!file)
         return -1;
-    while (flags < 0 && fgets(line, sizeof line, file))
+    while (fgets(line, sizeof line, file)) {
         if (vf_starts_with(line, "flags:"))
             flags = (int)strtoul(line + strlen("flags:"), NULL, 8);
+        *writers_lock_r |= is_writers_lock(line);
+    }
     fclose(file);
     return flags;
 }
@@ -79,7 +99,7 @@ scan_opened(pid_t pid, struct vf_inode inode, dev_t device, struct vf_opened *op
     char path[64];
     struct dirent *entry;
 
-    *opened_r = (struct vf_opened){false, false};
+    *opened_r = (struct vf_opened){false, false, false};
     snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
     AUTO_FOLDER DIR *folder = opendir(path);
 
@@ -93,14 +113,16 @@ scan_opened(pid_t pid, struct vf_inode inode, dev_t device, struct vf_opened *op
         if (device ? !S_ISBLK(about.st_mode) || about.st_rdev != device
                    : !vf_inode_equal(inode_in(&about), inode))
             continue;
-        int flags = flags_of(pid, entry->d_name);
+        bool writers_lock;
+        int flags = flags_of(pid, entry->d_name, &writers_lock);
 
         if (flags < 0 || flags & O_PATH)
             continue;
-        if ((flags & O_ACCMODE) == O_RDONLY)
-            opened_r->read_only = true;
-        else
-            opened_r->read_write = true;
+        bool for_writing = (flags & O_ACCMODE) != O_RDONLY;
+
+        opened_r->read_only |= !for_writing;
+        opened_r->read_write |= for_writing;
+        opened_r->may_write |= for_writing && writers_lock;
     }
     return 0;
 }

@@ -94,15 +94,28 @@ list_names(const struct vf_plan *plan)
     return VF_STEAL(list);
 }
 
+/* The request is the better reason than a filter: what hides a disk below one is mostly a job, and
+ * jobs on excluded disks do not matter. */
+static void
+leave_out_by_request(struct vf_disk *disk, char *why)
+{
+    if (disk->reason == VF_OUT_FILTER || disk->reason == VF_OUT_COPY_ON_READ) {
+        disk->reason = VF_INCLUDED;
+        free(VF_STEAL(disk->why));
+    }
+    vf_disk_leave_out(disk, VF_OUT_REQUESTED, why);
+}
+
 /* An exclusion means the image: other devices on it are left out with it. */
 static void
 exclude(struct vf_plan *plan, struct vf_disk *excluded)
 {
-    vf_disk_leave_out(excluded, VF_OUT_REQUESTED, vf_strdup("it is excluded by request"));
+    leave_out_by_request(excluded, vf_strdup("it is excluded by request"));
     for (size_t i = 0; i < plan->count; i++)
         if (vf_same(plan->disks[i].node, excluded->node))
-            vf_disk_leave_out(&plan->disks[i], VF_OUT_REQUESTED,
-                              vf_printf("it is excluded by request, as disk %s", excluded->name));
+            leave_out_by_request(&plan->disks[i],
+                                 vf_printf("it is excluded by request, as disk %s",
+                                           excluded->name));
 }
 
 static bool

@@ -3,6 +3,7 @@
 """An agent that misbehaves around a freeze: whatever it does, the guest ends thawed, and what the
 command and the record say is true. One boot: the faults are switched while the guest runs."""
 
+import signal
 import time
 
 from guesttest import Disk, Site, ext4_needs_recovery, guest_test, wait_until
@@ -100,8 +101,8 @@ def agent_comes_back(site):
                            what="the agent dies frozen and comes back: exit 5")
     unverified(site, "agent-lost", record)
     site.vm.set_fault("kill", "noreply")
-    record = site.snapshot(1, "no-answer",
-                           what="the agent dies before it answers the freeze, and comes back: exit 1")
+    record = site.snapshot(3, "no-answer",
+                           what="the agent dies before it answers the freeze, and comes back: exit 3")
     failed(site, "no-answer", record, "guest agent")
     site.vm.clear_faults()
 
@@ -121,8 +122,13 @@ def agent_stays_away(site):
     site.tap.ok(status["interrupted"]["owesThaw"], "gone: status knows that a thaw is owed")
     site.tap.is_(len(site.guards()), 1, "gone: the guard stays")
     is_frozen(site, "gone")
-    site.expect(6, "recover", "web", "--wait", "2s", what="gone: recover cannot help yet: exit 6")
-    is_frozen(site, "gone, recover")
+    before = site.guards()
+    recover = site.start("recover", "web")
+    wait_until(lambda: site.guards() != before, what="a recovery that takes over from the guard")
+    time.sleep(1)
+    recover.signal(signal.SIGKILL)
+    site.tap.is_(recover.wait().code, -signal.SIGKILL, "gone: a recovery tries, and is killed")
+    is_frozen(site, "gone, recovery killed")
     site.vm.clear_faults()
     site.vm.start_agent()
     wait_until(lambda: site.vm.guest_writes_ok(timeout=1), what="the guard's thaw")

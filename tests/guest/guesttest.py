@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import tempfile
@@ -76,6 +77,18 @@ def opened_by(pid):
         inode = about.st_dev, about.st_ino
         files[inode] = files.get(inode, False) or written
     return files
+
+
+def is_stopped(command):
+    """Has a Command been stopped by SIGSTOP? LabError if it has ended instead."""
+    try:
+        text = Path(f"/proc/{command.pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ") Z"
+    state = text.rpartition(")")[2].split()[0]
+    if state in "ZX":
+        raise LabError("vmfrost has ended: " + " | ".join(command.output()))
+    return state == "T"
 
 
 class Site:
@@ -214,6 +227,11 @@ class Site:
                 found.append(int(entry))
         return found
 
+    @staticmethod
+    def kill_guard(pid):
+        """SIGKILL for one of guards()."""
+        os.kill(pid, signal.SIGKILL)
+
     # --- what has to be true
 
     def image(self, disk, snapshot=None):
@@ -271,7 +289,7 @@ class Site:
         for record in self.records():
             if record["phase"] == "InProgress":
                 yield f"the record {record['name']} is in progress"
-            if record.get("readyToUse"):
+            if record.get("cuts"):
                 images |= {os.path.basename(volume["image"])
                            for volume in record["snapshotVolumes"]["included"]}
         listing = self.listing()

@@ -14,7 +14,9 @@ Folders of a Qemu: `disks` (images; QEMU's working directory), `run` (sockets, l
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -111,6 +113,28 @@ def read_out(done):
                error.get("next", ""), done.err)
 
 
+def finish(command, timeout=lab.PATIENCE):
+    """The Out of a Command when it has ended. (Popen.wait() would sleep too long each time.)"""
+    ended = os.pidfd_open(command.pid)
+    select.select([ended], [], [], timeout)
+    os.close(ended)
+    return read_out(command.wait(max(timeout, 1)))
+
+
+def process_state(pid):
+    """"R", "S", "T" (stopped)...; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def go_on(command, timeout=lab.PATIENCE):
+    """Let a stopped Command go on to its end: its Out."""
+    command.signal(signal.SIGCONT)
+    return finish(command, timeout)
+
+
 class Qemu:
     """One QEMU. `words` is what describes its disks; images named like "web.qcow2" in `images` are
     made when they are not there. `running` lets its (halted) processor run, else it is -S."""
@@ -134,6 +158,7 @@ class Qemu:
         self.process = None
         self._monitor = None
         self.own = {}
+        self._devices = {}
         for image in images:
             make_image(self.disks / image, image.rpartition(".")[2])
 
@@ -222,11 +247,12 @@ class Qemu:
             log.seek(before)
             return log.read()
 
-    def write(self, disk, pattern, cluster=0):
-        """The guest fills a cluster with `pattern`, and flushes."""
-        out = self.io(disk, f"write -P {pattern} {cluster * CLUSTER} {CLUSTER}")
+    def write(self, disk, pattern, cluster=0, count=1):
+        """The guest fills clusters with `pattern`, and flushes."""
+        length = count * CLUSTER
+        out = self.io(disk, f"write -P {pattern} {cluster * CLUSTER} {length}")
         out += self.io(disk, "flush")
-        if "wrote 65536/65536" not in out:
+        if f"wrote {length}/{length}" not in out:
             raise LabError(f"{disk}: {out.strip()}")
 
     def sees(self, disk, clusters=8):
@@ -244,11 +270,21 @@ class Qemu:
 
     def vmfrost(self, verb, *words, env=None, timeout=lab.PATIENCE):
         """Run a command on this VM with --json: its Out."""
-        return read_out(self.start_vmfrost(verb, *words, env=env).wait(timeout))
+        return finish(self.start_vmfrost(verb, *words, env=env), timeout)
 
     def start_vmfrost(self, verb, *words, env=None):
         return lab.start_vmfrost([verb, "--qmp", self.socket, *words, "--json"], env=env,
                                  state_dir=self.state)
+
+    def stop_at(self, point, verb, *words):
+        """Start a command that stops itself (SIGSTOP) at a point, and wait until it has; SIGCONT
+        and finish() end it."""
+        command = self.start_vmfrost(verb, *words, env={"VMFROST_TEST_AT": f"stop:{point}"})
+        wait_until(lambda: command.process.poll() is not None or process_state(command.pid) == "T",
+                   what=f"the stop at {point}", interval=0.002)
+        if command.process.poll() is not None:
+            raise LabError(f"{verb}: it never came to {point}: {finish(command)}")
+        return command
 
     def take(self, name, *words):
         """A snapshot that has to succeed: its record."""
@@ -291,7 +327,9 @@ class Qemu:
         raise LabError(f"no disk {disk}")
 
     def device(self, disk):
-        return self.block(disk)["qdev"]
+        if disk not in self._devices:
+            self._devices[disk] = self.block(disk)["qdev"]
+        return self._devices[disk]
 
     def root(self, disk):
         """What is in a disk's device: "inserted"."""

@@ -171,7 +171,9 @@ def matrix(t):
     for attach, stop in (("drive", True), ("blockdev", False)):
         for method in ("existing", "preopened"):
             for state in ("running", "prelaunch", "paused"):
-                disks = names[:1] if state == "paused" else names[:3]
+                if state == "paused" and (attach, method) != ("drive", "existing"):
+                    continue
+                disks = names[:3] if state == "running" else names[:1]
                 whole_story(t, f"{attach}, {method}, {state}, {len(disks)} disks: two snapshots, "
                             "deleted, restart, two more", words_for(disks, attach), disks, state,
                             method, stop=len(disks) if stop else 0)
@@ -327,9 +329,7 @@ def discard(t):
     """What the guest discards is discarded in the overlay, if it was in the base."""
     def holes(vm):
         """Does the current image lose blocks when the guest discards what it wrote?"""
-        for cluster in range(32, 64):
-            vm.io("web", f"write -P 9 {cluster * CLUSTER} {CLUSTER}")
-        vm.io("web", "flush")
+        vm.write("web", 9, 32, 32)
         full = (vm.disks / "web.qcow2").stat().st_blocks
         vm.io("web", f"discard {32 * CLUSTER} {32 * CLUSTER}")
         vm.io("web", "flush")
@@ -338,9 +338,7 @@ def discard(t):
     def zeroes_found(vm):
         """Does writing zeroes leave the image as small as it was?"""
         before = (vm.disks / "web.qcow2").stat().st_blocks
-        for cluster in range(64, 96):
-            vm.io("web", f"write -P 0 {cluster * CLUSTER} {CLUSTER}")
-        vm.io("web", "flush")
+        vm.write("web", 0, 64, 32)
         return (vm.disks / "web.qcow2").stat().st_blocks - before < 16 * CLUSTER // 512
 
     for attach in ("drive", "blockdev"):
@@ -352,8 +350,10 @@ def discard(t):
                 with Qemu(words_for(["web"], attach, **options)) as vm:
                     before = holes(vm)
                     vm.take("one", "--method", method)
-                    t.is_(holes(vm), before, f"{attach}, {method}, discard={mode}: "
-                          f"{'discards' if before else 'does not discard'} as before")
+                    # QEMU tells nobody whether the base discards: opened by hand, the overlay does.
+                    after = before or method == "preopened"
+                    t.is_(holes(vm), after, f"{attach}, {method}, discard={mode}: the overlay "
+                          f"{'discards' if after else 'does not discard'}")
             with Qemu(words_for(["web"], attach, options=",detect-zeroes=unmap,discard=unmap")) \
                     as vm:
                 before = zeroes_found(vm)

@@ -30,7 +30,7 @@
 #define DISKS 2
 
 static char folder[] = "/tmp/test-guard-XXXXXX";
-static pid_t started[64];
+static pid_t started[128];
 static size_t started_count;
 static int patience = 1; /* valgrind makes all of it slower */
 
@@ -553,8 +553,8 @@ test_killed_caller(void)
     int pid = 0;
 
     ok(sscanf(journal,
-              "\n\n{\"state\":\"guard-thawed\",\"thawedFilesystems\":2,\"time\":%lf,\"pid\":%d}\n", &at,
-              &pid) == 2 &&
+              "\n\n{\"state\":\"guard-thawed\",\"thawedFilesystems\":2,\"time\":%lf,\"pid\":%d}\n",
+              &at, &pid) == 2 &&
            strchr(journal + 2, '\n') == journal + strlen(journal) - 1,
        "the journal has one line of it, apart from whatever stands before: %.*s",
        (int)strcspn(journal + 2, "\n"), journal + 2);
@@ -894,40 +894,106 @@ make_disks(void)
     }
 }
 
-/* Has the bases and the overlays open for writing, as QEMU in the midst of a transaction; told to
- * cut ('c') a disk, it opens its base for reading only; to spoil ('s') it, its overlay. */
+/* A lock as QEMU's: F_RDLCK or F_UNLCK on one byte, of the open file and not of the process. */
+static bool
+lock_byte(int fd, short type, off_t byte)
+{
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+/* What QEMU locks of an image that it has the permission to write. */
+static bool
+lock_image(int fd)
+{
+    static const off_t bytes[] = {100, 101, 103, 201, 203};
+
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++)
+        if (!lock_byte(fd, F_RDLCK, bytes[i]))
+            return false;
+    return true;
+}
+
+static bool
+reopen_for_reading(int fd)
+{
+    char path[64];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (open(path, O_RDONLY | O_CLOEXEC) < 0)
+        return false;
+    close(fd);
+    return true;
+}
+
+/* More locks than the guard reads. */
+static bool
+lock_many(int fd)
+{
+    for (int i = 0; i < 100; i++)
+        if (!lock_byte(fd, F_RDLCK, 1000 + 2 * i))
+            return false;
+    return true;
+}
+
+/* Has the bases and the overlays open for writing, as QEMU in the midst of a transaction, with its
+ * locks if it is told so. What it does when told, with a disk's
+ *   'c' base: opens it for reading only   's' overlay: the same
+ *   'u' base: keeps it open, but gives up the lock of a writer   'U' overlay: the same
+ *   'w' base: locks all of it   'm' base: locks many bytes of it */
 static void
-serve_as_qemu(int control, void *data)
+serve_as_qemu(int control, void *with_locks)
 {
     int bases[DISKS], overlays[DISKS];
     struct order order;
 
-    (void)data;
     for (int i = 0; i < DISKS; i++) {
         bases[i] = open(disks[i].top, O_RDWR | O_CLOEXEC);
         overlays[i] = open(disks[i].hidden, O_RDWR | O_CLOEXEC);
+        if (with_locks && (!lock_image(bases[i]) || !lock_image(overlays[i])))
+            _exit(1);
     }
     answer(control, 0, 0);
     while (receive(control, &order)) {
-        int *fd = order.what == 'c' ? &bases[order.value] : &overlays[order.value];
-        char path[64];
+        int base = bases[order.value], overlay = overlays[order.value];
+        struct flock all = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+        bool done = false;
 
-        snprintf(path, sizeof path, "/proc/self/fd/%d", *fd);
-        if (open(path, O_RDONLY | O_CLOEXEC) < 0)
+        switch (order.what) {
+        case 'c':
+            done = reopen_for_reading(base);
+            break;
+        case 's':
+            done = reopen_for_reading(overlay);
+            break;
+        case 'u':
+            done = lock_byte(base, F_UNLCK, 101);
+            break;
+        case 'U':
+            done = lock_byte(overlay, F_UNLCK, 101);
+            break;
+        case 'w':
+            done = fcntl(base, F_OFD_SETLK, &all) == 0;
+            break;
+        case 'm':
+            done = lock_many(base);
+            break;
+        }
+        if (!done)
             _exit(1);
-        close(*fd);
         answer(control, order.what, order.value);
     }
 }
 
 static struct child
-open_names_lab(struct lab *lab, bool with_agent)
+open_locked_lab(struct lab *lab, bool with_agent, bool with_locks)
 {
     struct caller_plan caller = plain;
     struct order hello;
 
     make_disks();
-    struct child qemu = start_child(serve_as_qemu, NULL);
+    struct child qemu = start_child(serve_as_qemu, with_locks ? &with_locks : NULL);
 
     receive(qemu.control, &hello);
     caller.plan.qemu_pid = qemu.pid;
@@ -939,6 +1005,12 @@ open_names_lab(struct lab *lab, bool with_agent)
         tell(lab, 'f', 10000);
     tell(lab, 'c', 0);
     return qemu;
+}
+
+static struct child
+open_names_lab(struct lab *lab, bool with_agent)
+{
+    return open_locked_lab(lab, with_agent, false);
 }
 
 static bool
@@ -1075,6 +1147,64 @@ test_names_by_caller(void)
     ok(is_untouched(0) && is_untouched(1), "... leaves the names to recovery");
 }
 
+/* Bases that stay open for writing: only QEMU's locks tell of their cut. */
+static void
+test_locks(void)
+{
+    struct lab lab;
+    struct child qemu = open_locked_lab(&lab, true, true);
+    unsigned long long id = 0;
+
+    end_child(lab.caller);
+    is_int(command(qemu, 'u', 0).what, 'u', "locks: one disk of two is cut");
+    ok(is_quiet(&lab, 50) && is_untouched(0) && is_untouched(1),
+       "as long as a base has the lock of a writer, no name is flipped");
+    command(qemu, 'u', 1);
+    ok(take_attempt(&lab, 1000, &id) && is_flipped(0) && is_flipped(1),
+       "when none has, all are flipped, before the thaw is sent");
+    say_thawed(&lab, id, 2);
+    ok(ended(lab.guard, 1000), "... and the guard ends");
+    has_str(journal_of(&lab), "\"flippedNames\":2,", "... having told of two names");
+    end_child(qemu);
+    close_lab(&lab);
+
+    qemu = open_locked_lab(&lab, false, true);
+    command(qemu, 'u', 0);
+    command(qemu, 'c', 1);
+    end_child(lab.caller);
+    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+       "one disk of each kind, without a freeze: both are flipped");
+    end_child(qemu);
+    close_lab(&lab);
+
+    static const struct {
+        const char *orders; /* to all disks */
+        bool with_locks;
+        const char *what;
+    } uncut[] = {
+        {"", true, "writers' locks on bases and overlays"},
+        {"", false, "bases that are open for writing, and no locks at all"},
+        {"uU", true, "no writer's lock on an overlay either"},
+        {"uw", true, "a lock on all of a base"},
+        {"um", true, "more locks than are read"},
+    };
+
+    for (size_t i = 0; i < sizeof uncut / sizeof *uncut; i++) {
+        bool obeyed = true;
+
+        qemu = open_locked_lab(&lab, false, uncut[i].with_locks);
+        for (const char *order = uncut[i].orders; *order; order++)
+            for (int disk = 0; disk < DISKS; disk++)
+                obeyed &= command(qemu, *order, disk).what == *order;
+        end_child(lab.caller);
+        ok(obeyed && ended(lab.guard, 2000) && is_untouched(0) && is_untouched(1),
+           "%s: no cut is seen", uncut[i].what);
+        is_str(journal_of(&lab), "", "... and nothing told");
+        end_child(qemu);
+        close_lab(&lab);
+    }
+}
+
 /* ---------------------------------------------------------------------------- a silent agent */
 
 static void
@@ -1127,6 +1257,7 @@ main(void)
     test_late_cut();
     test_foreign_names();
     test_names_by_caller();
+    test_locks();
     test_silent_agent(&silent, since);
 
     /* Whoever is still there is a child of ours, so that its pid is its own. */

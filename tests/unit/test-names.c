@@ -451,6 +451,35 @@ test_opened(void)
     empty_folder();
 }
 
+static void
+test_locked(void)
+{
+    struct vf_inode web = make("web.qcow2");
+    struct vf_opened opened;
+    VF_AUTO_FREE char *path = at("web.qcow2");
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 100, .l_len = 1};
+
+    ok(vf_process_opened(getpid(), web, &opened) && opened.read_write && !opened.may_write,
+       "no locks: nothing says that it may write");
+    is_int(fcntl(fd, F_OFD_SETLK, &lock), 0, "a reader's lock");
+    ok(vf_process_opened(getpid(), web, &opened) && opened.read_write && !opened.may_write,
+       "... is not enough");
+    lock.l_len = 2;
+    fcntl(fd, F_OFD_SETLK, &lock);
+    ok(vf_process_opened(getpid(), web, &opened) && opened.read_write && opened.may_write,
+       "a writer's lock, in a range");
+    lock = (struct flock){.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
+    fcntl(fd, F_OFD_SETLK, &lock);
+    ok(vf_process_opened(getpid(), web, &opened) && opened.read_write && !opened.may_write,
+       "... given up");
+    lock = (struct flock){.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    fcntl(fd, F_OFD_SETLK, &lock);
+    ok(vf_process_opened(getpid(), web, &opened) && opened.may_write, "a lock on all of it");
+    close(fd);
+    empty_folder();
+}
+
 /* --- Names --- */
 
 static void
@@ -790,6 +819,7 @@ main(void)
     test_trial();
     test_devices();
     test_opened();
+    test_locked();
     vf_place_release(&place);
     test_sealed();
     test_names();
