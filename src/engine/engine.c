@@ -81,6 +81,7 @@ enter(struct vf_engine *engine, unsigned char number)
         engine->window_due_us =
             engine->frozen_limit_ms ? now + 1000 * engine->frozen_limit_ms : INT64_MAX;
     engine->patience_due_us = now + patience_us(engine, step);
+    engine->hopeless = false;
     engine->owed |= step->owes;
     engine->ops->trace(engine->flow, step, VF_STEP_STARTED);
     attempt(engine);
@@ -179,7 +180,8 @@ settle(struct vf_engine *engine)
         engine->owed &= ~(step->owes & ~step->sticky);
     engine->ops->trace(engine->flow, step,
                        outcome == VF_REFUSED ? VF_STEP_WAS_REFUSED : VF_STEP_WAS_UNKNOWN);
-    if (late == VF_CAUSE_NONE && now + 1000 * step->pause_ms < engine->patience_due_us) {
+    if (late == VF_CAUSE_NONE && !engine->hopeless &&
+        now + 1000 * step->pause_ms < engine->patience_due_us) {
         engine->pausing = true;
         engine->attempt_due_us = now + 1000 * step->pause_ms;
         arm(engine);

@@ -114,6 +114,7 @@ struct vf_engine {
     int64_t frozen_limit_ms; /* 0: none */
     int64_t thaw_wait_ms;
     unsigned conditions; /* may be changed by steps, before they complete */
+    bool hopeless;       /* set by a step before it fails: another attempt would be no use */
 
     /* Results, for the caller to read: */
     unsigned owed;

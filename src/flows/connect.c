@@ -9,6 +9,23 @@
 #include "util/json.h"
 #include "util/mem.h"
 
+/* The rest of an operation is about the QEMU that it began with: another process that answers on the same
+ * socket by now knows nothing of our nodes, and their absence from its graph proves nothing. */
+static bool
+is_same_qemu(struct vf_flow *flow, pid_t peer)
+{
+    struct vf_process now = vf_process_of(peer);
+
+    if (!flow->qemu.pid || (now.pid == flow->qemu.pid && now.started == flow->qemu.started))
+        return true;
+    vf_qmp_close(flow->qmp);
+    flow->engine.hopeless = true;
+    vf_refuse(flow, VMFROST_UNREACHABLE,
+              "QEMU was started again in the meantime (it was pid %d, and is %d)",
+              (int)flow->qemu.pid, (int)peer);
+    return false;
+}
+
 static void
 on_open(void *data, const struct vf_reply *reply)
 {
@@ -28,8 +45,37 @@ on_open(void *data, const struct vf_reply *reply)
     vf_json_int(version, "micro", &micro);
     free(flow->qemu_version);
     flow->qemu_version = vf_printf("%d.%d.%d", (int)major, (int)minor, (int)micro);
+    if (!is_same_qemu(flow, vf_qmp_peer_pid(flow->qmp))) /* recovery knows one from the journal */
+        return;
     flow->qemu = vf_process_of(vf_qmp_peer_pid(flow->qmp));
     vf_end(flow, VF_OK);
+}
+
+static void
+on_open_again(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (vf_expect(flow, reply, "reconnecting to QEMU") &&
+        is_same_qemu(flow, vf_qmp_peer_pid(flow->qmp)))
+        flow->on_qemu(flow);
+}
+
+void
+vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    if (flow->qemu.pid && !vf_process_alive(flow->qemu)) {
+        flow->engine.hopeless = true;
+        vf_refuse(flow, VMFROST_UNREACHABLE, "QEMU (pid %d) is gone", (int)flow->qemu.pid);
+        return;
+    }
+    if (vf_qmp_ready(flow->qmp)) {
+        fn(flow);
+        return;
+    }
+    flow->on_qemu = fn;
+    vf_qmp_close(flow->qmp);
+    vf_qmp_open(flow->qmp, flow->vm.qmp, on_open_again, flow);
 }
 
 /* Closed or lost -> ready. Errors: UNREACHABLE, with the words of qmp.h. */

@@ -7,15 +7,19 @@
  * From the first byte that is merged the image is no snapshot any more, so its record says so before. A
  * deletion that was interrupted is simply repeated.
  */
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
 #include "util/json.h"
+#include "util/file.h"
 #include "util/mem.h"
 #include "vm/graph.h"
+#include "vm/qcow2.h"
 
 enum step {
     END = VF_STEP_END,
@@ -60,6 +64,7 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
             set(&cut->overlay_file_node, NULL);
             set(&cut->node, disk->node);
             set(&cut->base_file, disk->file);
+            cut->merged = true;
             return true;
         }
         if (!found)
@@ -69,7 +74,13 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
         /* A format node's own name is "json:..." as soon as its chain differs from its header. */
         const char *base_file = base ? vf_node_file(flow, file_node ? file_node : base) : NULL;
 
-        if (!base_file)
+        struct vf_opened opened;
+
+        /* Somebody may have put another image below the overlay since. */
+        if (!base_file || (flow->qemu.pid && cut->base.number &&
+                           (!vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base) ||
+                            !vf_process_opened(flow->qemu.pid, cut->base, &opened) ||
+                            (!opened.read_only && !opened.read_write))))
             break;
         set(&cut->overlay_node, disk->node);
         set(&cut->overlay_file_node, disk->file_named ? disk->file_node : NULL);
@@ -84,6 +95,44 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
                    flow->vm.name);
 }
 
+/* No other image in the folder has this one as its backing file: a merge would change it under that one. What
+ * lies elsewhere cannot be known. */
+static bool
+nobody_builds_on(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(cut->names.sealed);
+    DIR *entries = opendir(folder);
+    bool alone = true;
+
+    for (struct dirent *entry; alone && entries && (entry = readdir(entries));) {
+        VF_AUTO_FREE char *path = vf_printf("%s/%s", folder, entry->d_name);
+        struct vmfrost_error ignored = {.code = VMFROST_OK};
+        struct vf_inode inode = vf_inode_of(path);
+        struct vf_qcow2 image;
+
+        if (entry->d_type == DT_DIR || vf_inode_equal(inode, cut->overlay) ||
+            vf_inode_equal(inode, cut->base) || !vf_qcow2_read(path, &image, &ignored))
+            continue;
+        VF_AUTO_FREE char *backing =
+            image.backing ? vf_printf("%s%s%s", image.backing[0] == '/' ? "" : folder,
+                                      image.backing[0] == '/' ? "" : "/", image.backing)
+                          : NULL;
+        struct stat about;
+
+        if (backing && stat(backing, &about) == 0 && about.st_ino == cut->base.number &&
+            about.st_dev == cut->base.device) {
+            vf_note(flow, VMFROST_FAILED, "disk %s: %s builds on %s", cut->name, path,
+                    cut->names.sealed);
+            vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '')");
+            alone = false;
+        }
+        vf_qcow2_release(&image);
+    }
+    if (entries)
+        closedir(entries);
+    return alone;
+}
+
 static void
 choose(struct vf_flow *flow)
 {
@@ -92,11 +141,25 @@ choose(struct vf_flow *flow)
     vf_links_sweep(flow);
     /* What a plan refuses is about cutting; a job on one of our disks matters here, too. */
     vf_plan_facts(flow, &ignored);
+    if (!vf_state_allows(flow, &flow->error)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
         if (!adopt(flow, cut, &flow->error)) {
             vf_end(flow, VF_REFUSED);
+            return;
+        }
+        if (!nobody_builds_on(flow, cut)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+        if (vf_graph_has_export(flow->facts.graph, cut->overlay_node)) {
+            /* A client that connects while the merge is pending is not held back with the guest. */
+            vf_refuse(flow, VMFROST_FAILED, "disk %s: it is exported (see query-block-exports)",
+                      cut->name);
             return;
         }
         if (vf_graph_has_job(flow->facts.graph, cut->overlay_node) ||

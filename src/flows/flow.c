@@ -320,8 +320,12 @@ forget_all(struct vf_flow *flow)
         vf_qmp_forget(flow->qmp, pending->handle);
         free(pending);
     }
-    if (flow->qga)
-        vf_qga_forget(flow->qga);
+    /* Also a connection that is just being made. */
+    if (!vf_qmp_ready(flow->qmp))
+        vf_qmp_close(flow->qmp);
+    if (!vf_qga_is_open(flow->qga))
+        vf_qga_close(flow->qga);
+    vf_qga_forget(flow->qga);
     flow->agent_asked = false;
     flow->job = (free(flow->job), NULL);
 }
@@ -431,6 +435,8 @@ run_or_end(struct vf_flow *flow)
 {
     if (flow->stop_asked)
         vf_note(flow, VMFROST_FAILED, "stopped by request before it began");
+    if (!vf_failed(&flow->error) && flow->prepare)
+        flow->prepare(flow);
     if (vf_failed(&flow->error))
         ev_timer_start(flow->loop, &flow->done_timer);
     else
@@ -560,6 +566,8 @@ cause_text(const struct vf_flow *flow, char text[static 160])
     return NULL;
 }
 
+#define UNFINISHED (VF_OWE_RESOLVE | VF_OWE_CUT | VF_OWE_FILES)
+
 void
 vf_conclude(struct vf_flow *flow)
 {
@@ -585,6 +593,17 @@ vf_conclude(struct vf_flow *flow)
     if (flow->engine.cause != VF_CAUSE_NONE && !vf_failed(error))
         vf_fail(error, VMFROST_FAILED, "%s failed",
                 flow->engine.table->steps[flow->engine.failed_step].title);
+    /* A thaw that could not be verified matters only where there is a snapshot that it belongs to. */
+    if (error->code == VMFROST_UNVERIFIED && flow->snapshot_state == VMFROST_SNAPSHOT_NONE)
+        error->code = VMFROST_FAILED;
+    if (vf_failed(error) && flow->record && (flow->engine.owed & UNFINISHED & ~flow->engine_pays)) {
+        /* Neither "nothing is changed" nor "everything is rolled back" would be true. */
+        vf_prefix(error, "not everything could be rolled back");
+        error->code = VMFROST_UNVERIFIED;
+        error->next[0] = '\0';
+        vf_hint(error, "`vmfrost recover %s` finishes that, when QEMU can be reached",
+                flow->vm.name);
+    }
     if (vf_failed(error))
         vf_prefix(error, "%s %s%s%s", flow->engine.table->operation,
                   flow->vm.name ? flow->vm.name : flow->vm_name, flow->snapshot_name ? "@" : "",
@@ -613,7 +632,7 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
         vf_hint(&flow->error, "not all of it could be undone: see `vmfrost status %s`, put right what "
                               "is in the way, then run `vmfrost recover %s`",
                 flow->vm.name, flow->vm.name);
-    if (flow->engine.owed & VF_OWE_RESOLVE)
+    if (flow->engine.owed & (VF_OWE_RESOLVE | VF_OWE_CUT))
         flow->snapshot_state = VMFROST_SNAPSHOT_UNKNOWN;
     if (flow->document)
         flow->document(flow);

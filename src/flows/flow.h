@@ -92,6 +92,8 @@ struct vf_flow {
     vmfrost_event_fn *on_event;
     vmfrost_done_fn *on_done;
     void *data;
+    void (*prepare)(struct vf_flow *flow);  /* when the lock is held and all is recovered; may note an
+                                               error; may be NULL */
     void (*document)(struct vf_flow *flow); /* completes `document_json` at the end; may be NULL */
     bool changes;     /* takes the VM's lock, and recovers what an earlier operation left */
     bool no_recovery; /* ... only takes the lock */
@@ -135,6 +137,7 @@ struct vf_flow {
     char *job_error;     /* what the job that just concluded complained of */
     vf_flow_fn *on_job, *on_job_run;
     void (*on_looked)(struct vf_flow *flow);
+    void (*on_qemu)(struct vf_flow *flow);
     struct json_object *ports; /* paths of virtio-serial ports */
     size_t merge_at;     /* the disk that is merged */
     bool merge_final;    /* its name was turned to the base for good */
@@ -142,6 +145,7 @@ struct vf_flow {
     struct json_object *journal_lines; /* recovery: what was read */
     struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */
     const char *action; /* recovery: what was done, for the document */
+    bool half_merged;   /* recovery: some images are merged, and the VM is gone */
     bool implicit;      /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
     bool stopped; /* we stopped the VM, and have to let it go on */

@@ -55,6 +55,10 @@ accept_freeze(struct vf_flow *flow)
 static void
 hold(struct vf_flow *flow)
 {
+    if (!vf_process_alive((struct vf_process){flow->guard.pid, flow->guard.started})) {
+        vf_refuse(flow, VMFROST_FAILED, "the guard is gone, that was to thaw the guest in time");
+        return;
+    }
     struct json_object *document =
         vf_json_strings("vm", flow->vm.name, "status", "frozen", NULL);
 
@@ -192,6 +196,7 @@ static void
 thaw(struct vf_flow *flow)
 {
     if (!flow->agent.socket) {
+        flow->engine.hopeless = true;
         vf_note(flow, VMFROST_UNREACHABLE, "%s",
                 flow->agent.message ? flow->agent.message : "no guest agent");
         vf_end(flow, VF_REFUSED);

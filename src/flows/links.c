@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "flows/steps.h"
 #include "util/cleanup.h"
@@ -50,6 +51,12 @@ save(struct vf_flow *flow, struct json_object *links)
 {
     VF_AUTO_FREE char *path = links_path(flow);
     struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (vf_json_length(links) == 0) {
+        if (unlink(path) < 0 && errno != ENOENT)
+            return vf_note(flow, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(errno));
+        return true;
+    }
     const char *text = json_object_to_json_string_ext(
         links, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
 

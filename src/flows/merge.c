@@ -102,6 +102,37 @@ has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
            about.st_dev != cut->base.device;
 }
 
+/* All of the overlay is in the base, and the VM runs on that. Only what is there proves it: that the
+ * overlay is missing from a graph proves nothing. */
+static bool
+is_merged(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct vf_opened overlay;
+
+    if (vf_graph_in_use(flow->facts.graph, cut->overlay_node) ||
+        !vf_graph_in_use(flow->facts.graph, cut->node))
+        return false;
+    if (vf_process_opened(flow->qemu.pid, cut->overlay, &overlay) && overlay.read_write &&
+        !cut->merged)
+        return false;
+    return cut->naming == VF_NAMING_NEW_FILE
+               ? cut->merged
+               : vf_inode_equal(vf_inode_of(cut->names.top), cut->base);
+}
+
+static bool
+refuse_unmerged(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    vf_note(flow, VMFROST_FAILED,
+            "disk %s: the VM runs neither on its overlay %s nor on its base %s: nothing was touched",
+            cut->name, cut->names.overlay, cut->names.sealed);
+    vf_advise(flow, "was the disk unplugged, or did something else change the block graph? See "
+                    "`vmfrost status %s`",
+              flow->vm.name);
+    flow->engine.hopeless = true;
+    return false;
+}
+
 static void merge_disk(struct vf_flow *flow);
 
 /* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live image. */
@@ -151,11 +182,12 @@ went_well(struct vf_flow *flow, const struct vf_reply *reply, const char *format
 static void
 on_checked(struct vf_flow *flow)
 {
-    const struct vf_cut *cut = current(flow);
+    struct vf_cut *cut = current(flow);
 
-    if (vf_graph_child(flow->facts.graph, cut->overlay_node, "backing") &&
-        vf_graph_in_use(flow->facts.graph, cut->overlay_node)) {
-        vf_refuse(flow, VMFROST_FAILED, "disk %s: the VM still runs on its overlay after the merge",
+    cut->merged = true; /* says QEMU; now it has to show */
+    if (!is_merged(flow, cut)) {
+        cut->merged = false;
+        vf_refuse(flow, VMFROST_FAILED, "disk %s: the VM does not run on its base after the merge",
                   cut->name);
         return;
     }
@@ -222,6 +254,10 @@ on_pending(struct vf_flow *flow, const struct vf_reply *reply)
     }
     vf_test_point(flow, "merge.pending");
     flow->merge_final = true;
+    if (current(flow)->naming == VF_NAMING_NEW_FILE && !journal_disk(flow, "merge-turned")) {
+        give_up(flow, VF_REFUSED);
+        return;
+    }
     if (!vf_turn_to_base(flow, current(flow)) ||
         (current(flow)->names.top && vf_sync_folder_of(current(flow)->names.top) < 0)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: cannot turn its name to the base: %s",
@@ -370,9 +406,14 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 
         if (!its_id || strcmp(its_id, id) != 0)
             continue;
-        /* Ours, from before a crash or a lost reply. */
+        /* Ours, from before a crash or a lost reply. Until it is pending, the overlay is the current
+         * state, wherever the name was left. */
+        unsigned state = vf_job_state_bit(vf_json_string(vf_json_at(reply->value, i), "status"));
+
         vf_job_watch(flow, id);
-        if (flow->stopped)
+        if (!(state & (VF_JOB_PENDING | VF_JOB_CONCLUDED)) && !vf_turn_to_overlay(flow, cut))
+            give_up(flow, VF_REFUSED);
+        else if (flow->stopped)
             vf_ask(flow, "cont", NULL, on_gone_on);
         else
             vf_job_wait(flow, VF_JOB_READY | VF_JOB_PENDING, on_ready);
@@ -394,11 +435,12 @@ on_graph(struct vf_flow *flow)
         vf_ask(flow, "query-jobs", NULL, on_jobs);
         return;
     }
-    /* Merged before, and its name turned before that; looking again costs nothing. */
-    if (!vf_turn_to_base(flow, current(flow))) {
+    if (!is_merged(flow, current(flow))) {
+        refuse_unmerged(flow, current(flow));
         vf_end(flow, VF_REFUSED);
         return;
     }
+    current(flow)->merged = true;
     flow->merge_at++;
     merge_disk(flow);
 }
@@ -412,25 +454,13 @@ merge_disk(struct vf_flow *flow)
         vf_look_again(flow, on_graph);
 }
 
-static void
-on_reconnected(void *data, const struct vf_reply *reply)
-{
-    struct vf_flow *flow = data;
-
-    if (vf_expect(flow, reply, "reconnecting to QEMU"))
-        merge_disk(flow);
-}
-
 /* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names are
  * then left to vf_step_undo_files(). */
 void
 vf_step_merge(struct vf_flow *flow)
 {
     flow->merge_at = 0;
-    if (vf_qmp_ready(flow->qmp))
-        merge_disk(flow);
-    else
-        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
+    vf_with_qemu(flow, merge_disk);
 }
 
 /* Stopping. */
@@ -440,9 +470,7 @@ static void stop_next(struct vf_flow *flow);
 static void
 on_stopped_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (reply->outcome == VF_UNKNOWN)
-        vf_expect(flow, reply, "job-dismiss");
-    else
+    if (vf_expect(flow, reply, "job-dismiss"))
         stop_next(flow);
 }
 
@@ -470,7 +498,8 @@ on_names_by_graph(struct vf_flow *flow)
         const struct vf_cut *cut = &flow->cuts[i];
         bool live = vf_graph_in_use(flow->facts.graph, cut->overlay_node);
 
-        if (!(live ? vf_turn_to_overlay(flow, cut) : vf_turn_to_base(flow, cut))) {
+        if (live ? !vf_turn_to_overlay(flow, cut)
+                 : !is_merged(flow, cut) && !refuse_unmerged(flow, cut)) {
             vf_end(flow, VF_REFUSED);
             return;
         }
@@ -509,20 +538,8 @@ stop_next(struct vf_flow *flow)
     vf_ask(flow, "query-jobs", NULL, on_jobs_to_stop);
 }
 
-static void
-on_reconnected_to_stop(void *data, const struct vf_reply *reply)
-{
-    struct vf_flow *flow = data;
-
-    if (vf_expect(flow, reply, "reconnecting to QEMU"))
-        stop_next(flow);
-}
-
 void
 vf_step_stop_merge(struct vf_flow *flow)
 {
-    if (vf_qmp_ready(flow->qmp))
-        stop_next(flow);
-    else
-        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected_to_stop, flow);
+    vf_with_qemu(flow, stop_next);
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * Everything of a cut that can be done before the freeze: overlays are created, checked, given
- * their names and made durable; then the real transaction is rehearsed. And how all that is taken
- * away again.
+ * their names and made durable; then the real transaction is rehearsed.
  *
  * QEMU creates the overlays, so that they belong to its own user and no other program is needed.
  * Nothing here touches what the guest sees.
@@ -30,9 +29,8 @@ current(struct vf_flow *flow)
     return &flow->cuts[flow->at];
 }
 
-/* The node of an overlay's file, there only while the image is created. */
-static char *
-file_node(const struct vf_cut *cut)
+char *
+vf_overlay_file_node(const struct vf_cut *cut)
 {
     return vf_printf("%sf", cut->overlay_node);
 }
@@ -188,7 +186,7 @@ on_image_created(struct vf_flow *flow, const struct vf_reply *reply)
     if (!vf_expect(flow, reply, "disk %s: cannot write its overlay %s", cut->name,
                    cut->names.overlay))
         return;
-    VF_AUTO_FREE char *node = file_node(cut);
+    VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
 
     vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_file_closed);
 }
@@ -201,7 +199,7 @@ on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
     if (!vf_expect(flow, reply, "disk %s: cannot open its new overlay %s", cut->name,
                    cut->names.overlay))
         return;
-    VF_AUTO_FREE char *node = file_node(cut);
+    VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
                         "backing-fmt", cut->format, NULL);
@@ -226,7 +224,7 @@ on_file_created(struct vf_flow *flow, const struct vf_reply *reply)
                    cut->names.overlay))
         return;
     vf_test_point(flow, "overlays.created");
-    VF_AUTO_FREE char *node = file_node(cut);
+    VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
 
     vf_ask(flow, "blockdev-add",
            vf_json_strings("driver", "file", "node-name", node, "filename", cut->names.overlay,
@@ -399,176 +397,4 @@ void
 vf_step_rehearse(struct vf_flow *flow)
 {
     vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
-}
-
-/* The way back. */
-
-/* A QEMU that was started after the snapshot opened the base by its sealed name: that one has to stay
- * as long as QEMU does, although the snapshot goes. */
-static bool
-knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
-{
-    return flow->qemu.pid && vf_process_alive(flow->qemu) &&
-           strcmp(vf_name_of(cut->base_file), vf_name_of(path)) == 0;
-}
-
-static bool
-keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
-{
-    vf_warn(flow, "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
-                  "at the first command after QEMU has ended",
-            cut->names.sealed, cut->names.top);
-    return vf_links_add(flow, cut->names.sealed, cut->names.top);
-}
-
-static bool
-remove_names(struct vf_flow *flow, struct vf_cut *cut)
-{
-    struct vmfrost_error error = {.code = VMFROST_OK};
-    struct vf_inode overlay = cut->overlay;
-    struct vf_opened opened;
-
-    /* Killed between creation and the next line of the journal: what has the random name is ours. */
-    if (!overlay.number)
-        overlay = vf_cut_overlay_inode(cut);
-    if (overlay.number && flow->qemu.pid && vf_process_opened(flow->qemu.pid, overlay, &opened) &&
-        (opened.read_write || opened.read_only))
-        return vf_note(flow, VMFROST_FAILED,
-                       "disk %s: QEMU still has %s open, so that it is left alone", cut->name,
-                       cut->names.overlay);
-    bool gone = true;
-
-    if (cut->naming == VF_NAMING_FLIP)
-        gone = vf_unlink(cut->names.next, overlay, &flow->log, &error);
-    if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
-        gone = keep_sealed(flow, cut);
-    else if (gone && cut->naming == VF_NAMING_FLIP)
-        gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
-    gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
-    if (!gone)
-        return vf_failed(&error) ? vf_note_error(flow, &error) : false;
-    /* It was the current image of a QEMU that knows it by the name of a snapshot deleted since. */
-    if (overlay.number && !vf_links_drop(flow, overlay))
-        return false;
-    if (vf_sync_folder_of(cut->names.overlay) < 0)
-        return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
-                       cut->names.overlay, strerror(errno));
-    return true;
-}
-
-static void
-remove_all_names(struct vf_flow *flow)
-{
-    bool gone = true;
-
-    for (size_t i = 0; i < flow->cut_count; i++)
-        gone &= remove_names(flow, &flow->cuts[i]);
-    vf_end(flow, gone ? VF_OK : VF_REFUSED);
-}
-
-static void dismiss_jobs(struct vf_flow *flow);
-
-static void
-on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    /* A job that cannot be dismissed yet is there again at the next attempt. */
-    if (reply->outcome == VF_UNKNOWN)
-        vf_expect(flow, reply, "job-dismiss");
-    else
-        dismiss_jobs(flow);
-}
-
-static void
-on_old_jobs(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    VF_AUTO_FREE char *prefix = vf_printf("vf%.8s-", flow->id);
-
-    if (!vf_expect(flow, reply, "query-jobs"))
-        return;
-    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
-                       i < vf_json_length(reply->value);
-         i++) {
-        struct json_object *job = vf_json_at(reply->value, i);
-        const char *id = vf_json_string(job, "id");
-
-        if (!id || !vf_starts_with(id, prefix))
-            continue;
-        bool concluded = vf_job_state_bit(vf_json_string(job, "status")) == VF_JOB_CONCLUDED;
-
-        if (!concluded) {
-            /* Creating an empty image takes milliseconds; the next attempt finds it ended. */
-            vf_refuse(flow, VMFROST_FAILED, "QEMU's job %s still runs", id);
-            return;
-        }
-        vf_ask(flow, "job-dismiss", vf_json_strings("id", id, NULL), on_dismissed);
-        return;
-    }
-    remove_all_names(flow);
-}
-
-static void
-dismiss_jobs(struct vf_flow *flow)
-{
-    vf_ask(flow, "query-jobs", NULL, on_old_jobs);
-}
-
-/* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or the
- * launcher's), its file's (interrupted), or the launcher's for its file. */
-static char *
-leftover_node(const struct vf_flow *flow)
-{
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        VF_AUTO_FREE char *file = file_node(&flow->cuts[i]);
-
-        if (vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_node))
-            return vf_strdup(flow->cuts[i].overlay_node);
-        if (vf_graph_has(flow->facts.graph, file))
-            return VF_STEAL(file);
-        if (flow->cuts[i].overlay_file_node &&
-            vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_file_node))
-            return vf_strdup(flow->cuts[i].overlay_file_node);
-    }
-    return NULL;
-}
-
-static void drop_nodes(struct vf_flow *flow);
-
-static void
-on_node_dropped(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (vf_expect(flow, reply, "cannot drop a node that was made for the snapshot"))
-        vf_look_again(flow, drop_nodes);
-}
-
-static void
-drop_nodes(struct vf_flow *flow)
-{
-    VF_AUTO_FREE char *node = leftover_node(flow);
-
-    if (node)
-        vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_node_dropped);
-    else
-        dismiss_jobs(flow);
-}
-
-static void
-on_reconnected(void *data, const struct vf_reply *reply)
-{
-    struct vf_flow *flow = data;
-
-    if (vf_expect(flow, reply, "reconnecting to QEMU"))
-        vf_look_again(flow, drop_nodes);
-}
-
-/* Removes nodes, files and links. Pays VF_OWE_FILES. Never while the cut is made or in doubt: the table's
- * `unless` sees to that, and a file that QEMU has open is not touched in any case. */
-void
-vf_step_undo_files(struct vf_flow *flow)
-{
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
-        remove_all_names(flow); /* nodes and jobs went with the process */
-    else if (vf_qmp_ready(flow->qmp))
-        vf_look_again(flow, drop_nodes);
-    else
-        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
 }

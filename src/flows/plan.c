@@ -10,10 +10,10 @@
 #include "util/cleanup.h"
 #include "util/mem.h"
 
-bool
-vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
+static struct vf_plan_input
+facts(const struct vf_flow *flow)
 {
-    struct vf_plan_input input = {
+    return (struct vf_plan_input){
         .status = flow->facts.status,
         .migrate = flow->facts.migrate,
         .jobs = flow->facts.jobs,
@@ -24,6 +24,20 @@ vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
         .exclude = (const char *const *)flow->exclude,
         .exclude_count = flow->exclude_count,
     };
+}
+
+bool
+vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    struct vf_plan_input input = facts(flow);
+
+    return vf_plan_check_state(&input, &flow->plan, error);
+}
+
+bool
+vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    struct vf_plan_input input = facts(flow);
 
     vf_plan_release(&flow->plan);
     return vf_plan_make(&input, &flow->plan, error);
@@ -44,6 +58,20 @@ vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place 
                          flow->vm.overlay_folder, place, error);
 }
 
+/* Two new files can want one name: disk.raw and disk.img lie in one folder. */
+static bool
+is_alone(const struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_error *error)
+{
+    for (const struct vf_cut *other = flow->cuts; other < cut; other++) {
+        if (strcmp(other->names.overlay, cut->names.overlay) != 0)
+            continue;
+        vf_fail(error, VMFROST_FAILED, "its overlay would be %s, like that of disk %s",
+                cut->names.overlay, other->name);
+        return vf_hint(error, "rename one of the two images, or move it to another folder");
+    }
+    return true;
+}
+
 /* False with the reason if this disk cannot be cut under safe names. */
 static bool
 add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *error)
@@ -60,7 +88,7 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
     vf_cut_make(cut, disk, &place, flow->snapshot_name, flow->id, flow->cut_count);
     flow->cut_count++;
     vf_place_release(&place);
-    return vf_names_free(&cut->names, error);
+    return vf_names_free(&cut->names, error) && is_alone(flow, cut, error);
 }
 
 /* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible, and
@@ -75,7 +103,8 @@ vf_step_plan(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_links_sweep(flow);
+    if (flow->lock_fd >= 0) /* a check changes nothing */
+        vf_links_sweep(flow);
     if (!vf_plan_facts(flow, &flow->error)) {
         vf_end(flow, VF_REFUSED);
         return;

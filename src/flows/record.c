@@ -298,7 +298,7 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
         vf_json_add(record, "qemu", qemu);
     else
         json_object_put(qemu);
-    if (ready)
+    if (ready || flow->half_merged)
         vf_json_add(record, "cuts", vf_cuts_json(flow));
     else
         json_object_object_del(record, "cuts");
@@ -362,6 +362,11 @@ judge(struct vf_flow *flow)
 {
     const struct vf_evidence *evidence = &flow->evidence;
 
+    if (flow->quiesce_failed) { /* promised nothing: what went wrong on the way here is a warning */
+        flow->unverified = false;
+        if (vf_failed(&flow->error))
+            vf_absolve(flow);
+    }
     if (!flow->froze || flow->quiesce_failed)
         return;
     if (evidence->disturbed)
@@ -392,29 +397,37 @@ vf_journal_close_up(struct vf_flow *flow)
     return vf_journal_end(&flow->journal, &error) || vf_note_error(flow, &error);
 }
 
+/* QEMU knows each overlay by its hidden name. */
+static bool
+keep_links(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->naming == VF_NAMING_FLIP &&
+            !vf_links_add(flow, cut->names.overlay, cut->names.top))
+            return false;
+    }
+    return true;
+}
+
 /* Everything is in its place. Pays the debts of files, cut and record: they are the snapshot now. A thaw
  * that is still owed stays owed, and the journal with it. */
 void
 vf_step_record(struct vf_flow *flow)
 {
     judge(flow);
-    vf_conclude(flow);
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        const struct vf_cut *cut = &flow->cuts[i];
-
-        if (cut->naming == VF_NAMING_FLIP && !vf_links_add(flow, cut->names.overlay, cut->names.top)) {
-            vf_end(flow, VF_REFUSED);
-            return;
-        }
-    }
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
-    if (!vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {
+    flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
+    vf_conclude(flow);
+    if (!keep_links(flow) ||
+        !vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {
         flow->snapshot_state = VMFROST_SNAPSHOT_NONE;
+        flow->engine_pays = 0;
         vf_end(flow, VF_REFUSED);
         return;
     }
     vf_test_point(flow, "record.saved");
-    flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
     vf_journal_close_up(flow);
     vf_end(flow, VF_OK);
 }

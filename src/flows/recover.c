@@ -17,7 +17,7 @@
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
-#include "vm/qcow2.h"
+#include "vm/graph.h"
 
 enum step {
     END = VF_STEP_END,
@@ -35,6 +35,7 @@ enum step {
     LET_GO,
     FILES,
     CLOSE,
+    STOP_MERGE,
     STEP_COUNT,
 };
 
@@ -202,6 +203,7 @@ static void
 thaw(struct vf_flow *flow)
 {
     if (!flow->agent.socket) {
+        flow->engine.hopeless = true;
         vf_refuse(flow, VMFROST_UNREACHABLE, "the journal names no socket of the agent");
         return;
     }
@@ -274,35 +276,101 @@ left_stopped(const struct vf_flow *flow)
            vf_json_bool(last_line(flow, "merge-flip"), "running", false);
 }
 
+/* A merge of this operation had begun: from its first byte on, an image is no snapshot any more. */
+static bool
+merge_had_begun(const struct vf_flow *flow)
+{
+    return last_index(flow, "merge-flip") || last_index(flow, "merge-running") ||
+           last_index(flow, "merge-final");
+}
+
+static bool
+is_flipped(const struct vf_cut *cut)
+{
+    return cut->naming == VF_NAMING_FLIP && cut->overlay.number &&
+           vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
+}
+
+/* The last that the journal says of this disk's merge. */
+static const char *
+merge_state(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *found = "";
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *disk = vf_json_string(line, "disk"), *state = vf_json_string(line, "state");
+
+        if (disk && state && strcmp(disk, cut->name) == 0)
+            found = state;
+    }
+    return found;
+}
+
+/* The base is the live image: all of the overlay was in it when its name was turned. */
+static bool
+merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *state = merge_state(flow, cut);
+
+    if (strcmp(state, "merged") == 0)
+        return !is_flipped(cut);
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return strcmp(state, "merge-turned") == 0;
+    return strcmp(state, "merge-final") == 0 && !is_flipped(cut);
+}
+
+/* The overlay is, or may be, what the guest has written last. */
+static bool
+overlay_counts(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return !merge_was_final(flow, cut) && (is_flipped(cut) || vf_overlay_has_data(cut));
+}
+
+/* A disk of which this QEMU has neither image in use is unplugged: absence from the graph says nothing of
+ * what became of its cut. */
+static size_t
+find_absent(struct vf_flow *flow)
+{
+    size_t counting = 0;
+
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
+
+        cut->merged = merge_was_final(flow, cut);
+        cut->absent = !vf_graph_in_use(flow->facts.graph, cut->overlay_node) &&
+                      !vf_graph_in_use(flow->facts.graph, cut->node);
+        counting += cut->absent && overlay_counts(flow, cut);
+    }
+    return counting;
+}
+
 static void
 decide(struct vf_flow *flow)
 {
-    size_t made = vf_cuts_made(flow);
+    size_t made = vf_cuts_made(flow), absent = find_absent(flow);
 
     load_record(flow);
     flow->stopped = left_stopped(flow);
     if (was(flow, "freeze")) {
         flow->action = "thawed";
     } else if (was(flow, "delete")) {
-        forward(flow);
-        flow->engine.conditions &= ~(unsigned)VF_IF_FORWARD;
+        flow->action = "rolled-forward";
         flow->engine.conditions |= VF_IF_MERGE | VF_IF_FILES;
     } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false)) {
         forward(flow); /* all was done but the end of the journal */
-    } else if (made == 0) {
+    } else if (made == 0 && absent == 0) {
         back(flow, VF_IF_FILES);
-    } else if (made < flow->cut_count && !last_index(flow, "merge-flip") &&
-               !last_index(flow, "merge-running")) {
+    } else if (made + absent < flow->cut_count && !merge_had_begun(flow)) {
         vf_note(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",
-                made, flow->cut_count);
+                made + absent, flow->cut_count);
         vf_advise(flow, "look at `vmfrost status %s`; nothing was touched", flow->vm.name);
         vf_end(flow, VF_REFUSED);
         return;
-    } else if (deadline_passed(flow) || last_index(flow, "merge-flip") ||
-               last_index(flow, "merge-running")) {
+    } else if (absent == 0 && (deadline_passed(flow) || merge_had_begun(flow))) {
         back(flow, VF_IF_MERGE | VF_IF_FILES);
     } else {
-        forward(flow);
+        forward(flow); /* also where a disk was unplugged, whose overlay cannot be merged now */
     }
     vf_end(flow, VF_OK);
 }
@@ -314,31 +382,6 @@ look_at_graph(struct vf_flow *flow)
 }
 
 /* QEMU is gone: which of its two images was the live one? */
-
-static bool
-has_data(const struct vf_cut *cut)
-{
-    struct vmfrost_error ignored = {.code = VMFROST_OK};
-    struct vf_qcow2 image;
-    bool data = true; /* what cannot be read is not thrown away */
-
-    if (!vf_inode_of(cut->names.overlay).number)
-        return false;
-    if (vf_qcow2_read(cut->names.overlay, &image, &ignored)) {
-        data = image.has_data;
-        vf_qcow2_release(&image);
-    } else if (!cut->overlay.number) {
-        data = false; /* killed before it was a whole image */
-    }
-    return data;
-}
-
-static bool
-is_flipped(const struct vf_cut *cut)
-{
-    return cut->naming == VF_NAMING_FLIP && cut->overlay.number &&
-           vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
-}
 
 /* Some QEMU writes to the base by now: one that was started again before the name was flipped. What the
  * overlay holds is not the disk's state any more. */
@@ -358,33 +401,31 @@ base_is_live(const struct vf_cut *cut)
     return false;
 }
 
-/* The merge of this disk was past the point from which on its base is the live image. */
+/* The VM stopped in the middle of a merge. Every name is made to lead to its live image, which is what counts; the
+ * record knows that it is no snapshot any more, and of which images it is made, so that a deletion can
+ * finish the merge when the VM runs. */
 static bool
-merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
+leave_half_merged(struct vf_flow *flow)
 {
-    bool final = false;
-
-    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
-        struct json_object *line = vf_json_at(flow->journal_lines, i);
-        const char *disk = vf_json_string(line, "disk"), *state = vf_json_string(line, "state");
-
-        if (disk && state && strcmp(disk, cut->name) == 0)
-            final = strcmp(state, "merge-final") == 0 || strcmp(state, "merged") == 0;
-    }
-    return final && !is_flipped(cut);
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!flow->cuts[i].merged && !vf_turn_to_overlay(flow, &flow->cuts[i]))
+            return false;
+    vf_warn(flow, "the VM stopped in the middle of a merge: delete %s@%s again when it runs",
+            flow->vm.name, flow->snapshot_name ? flow->snapshot_name : "");
+    flow->half_merged = true;
+    return true;
 }
 
 static void
 decide_offline(struct vf_flow *flow)
 {
-    size_t live = 0, merged = 0;
+    size_t live = 0;
 
     load_record(flow);
     for (size_t i = 0; i < flow->cut_count; i++) {
-        const struct vf_cut *cut = &flow->cuts[i];
+        struct vf_cut *cut = &flow->cuts[i];
 
-        if (!is_flipped(cut) && has_data(cut) && !merge_was_final(flow, cut) &&
-            base_is_live(cut)) {
+        if (!is_flipped(cut) && overlay_counts(flow, cut) && base_is_live(cut)) {
             vf_note(flow, VMFROST_FAILED,
                     "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
                     "the guest wrote last before that",
@@ -396,27 +437,20 @@ decide_offline(struct vf_flow *flow)
             vf_end(flow, VF_REFUSED);
             return;
         }
-        merged += merge_was_final(flow, cut);
-        live += !merge_was_final(flow, cut) && (is_flipped(cut) || has_data(cut));
+        cut->merged = merge_was_final(flow, cut);
+        live += overlay_counts(flow, cut);
     }
     if (was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
         flow->action = "thawed";
     } else if (live == 0) {
         back(flow, VF_IF_FILES);
-    } else if (merged == 0 && !was(flow, "delete")) {
+    } else if (!merge_had_begun(flow) && !was(flow, "delete")) {
         forward(flow);
-    } else {
-        /* Some disks are merged and some are not: every name leads to its live image, which is
-         * what counts; the rest is for a deletion when the VM runs. */
-        for (size_t i = 0; i < flow->cut_count; i++)
-            if (!merge_was_final(flow, &flow->cuts[i]) &&
-                !vf_turn_to_overlay(flow, &flow->cuts[i])) {
-                vf_end(flow, VF_REFUSED);
-                return;
-            }
+    } else if (leave_half_merged(flow)) {
         flow->action = "none";
-        vf_warn(flow, "the VM stopped in the middle of a merge: delete %s again when it runs",
-                flow->snapshot_name ? flow->snapshot_name : "the snapshot");
+    } else {
+        vf_end(flow, VF_REFUSED);
+        return;
     }
     vf_end(flow, VF_OK);
 }
@@ -424,10 +458,12 @@ decide_offline(struct vf_flow *flow)
 static void
 turn(struct vf_flow *flow)
 {
-    bool flipped = vf_flip_all(flow);
+    bool turned = true;
 
+    for (size_t i = 0; i < flow->cut_count; i++)
+        turned = turned && vf_turn_to_overlay(flow, &flow->cuts[i]);
     vf_guard_named(&flow->guard);
-    vf_end(flow, flipped ? VF_OK : VF_REFUSED);
+    vf_end(flow, turned ? VF_OK : VF_REFUSED);
 }
 
 static void
@@ -514,6 +550,8 @@ close_up(struct vf_flow *flow)
         vf_absolve(flow);
     if (flow->engine.conditions & VF_IF_FORWARD)
         closed = close_forward(flow);
+    else if (flow->half_merged && flow->record)
+        closed = close_back(flow);
     else if (was(flow, "snapshot") && flow->action && strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
     else if (was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) && flow->snapshot_name)
@@ -555,7 +593,8 @@ static const struct vf_step steps[STEP_COUNT] = {
         .start = vf_step_verify, .budget_ms = MINUTE_MS, .next = MERGE,
         .when = VF_IF_FORWARD | VF_IF_QEMU},
     [MERGE] = {.name = "merge", .title = "Merging the overlays back",
-        .start = vf_step_merge, .budget_ms = DAY_MS, .patience_ms = MINUTE_MS, .pause_ms = 1000,
+        .start = vf_step_merge, .owes = VF_OWE_CUT, .sticky = VF_OWE_CUT, .pays = VF_OWE_CUT,
+        .budget_ms = DAY_MS, .patience_ms = MINUTE_MS, .pause_ms = 1000,
         .next = LET_GO, .when = VF_IF_MERGE},
     [LET_GO] = {.name = "let-go", .title = "Letting the VM go on",
         .start = let_go, .budget_ms = 10000, .next = FILES, .when = VF_IF_QEMU},
@@ -564,13 +603,23 @@ static const struct vf_step steps[STEP_COUNT] = {
         .next = CLOSE, .when = VF_IF_FILES},
     [CLOSE] = {.name = "close", .title = "Closing the journal",
         .start = close_up, .budget_ms = MINUTE_MS, .next = END, .when = VF_IF_INTERRUPTED},
+    [STOP_MERGE] = {.name = "stop-merge", .title = "Stopping the merge",
+        .start = vf_step_stop_merge, .pays = VF_OWE_CUT, .budget_ms = MINUTE_MS,
+        .patience_ms = MINUTE_MS, .pause_ms = 500},
 };
 
-/* Recovery has no way back: what is still owed stays in the journal, for the next one. */
+/* A merge is stopped, so that no VM stays paused. Otherwise recovery has no way back: what is still owed
+ * stays in the journal, for the next one. */
+static const struct vf_undo undos[] = {
+    {VF_OWE_CUT, STOP_MERGE, 0},
+};
+
 const struct vf_table vf_recover_table = {
     .operation = "recover",
     .steps = steps,
     .step_count = STEP_COUNT,
+    .undos = undos,
+    .undo_count = sizeof undos / sizeof *undos,
     .first = READ,
 };
 

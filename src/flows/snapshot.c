@@ -43,9 +43,11 @@ enum step {
 static void
 melt(struct vf_flow *flow)
 {
+    flow->engine.conditions &= ~(unsigned)VF_IF_AGENT;
+    if (flow->quiesce_failed && vf_failed(&flow->error)) /* of the attempt before this one */
+        vf_absolve(flow);
     if (!flow->quiesce_failed) {
         flow->quiesce_failed = true;
-        flow->engine.conditions &= ~(unsigned)VF_IF_AGENT;
         if (!vf_failed(&flow->error)) /* nobody refused: time was up */
             vf_note(flow, VMFROST_FAILED, "the frozen limit of %.4g s passed before the freeze was done",
                     (double)flow->engine.frozen_limit_ms / 1e3);

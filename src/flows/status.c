@@ -225,6 +225,8 @@ const struct vf_table vf_status_table = {
 static void
 check_folders(struct vf_flow *flow)
 {
+    if (vf_failed(&flow->error)) /* only where a snapshot would go on in spite of it */
+        vf_absolve(flow);
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
         VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
@@ -277,7 +279,8 @@ static const struct vf_step check_steps[C_COUNT] = {
     [C_PLAN] = {.name = "plan", .title = "Choosing disks",
         .start = vf_step_plan, .budget_ms = 10000, .next = C_AGENT},
     [C_AGENT] = {.name = "agent", .title = "Asking the guest agent",
-        .start = vf_step_agent, .budget_ms = 5000, .next = C_FOLDERS},
+        .start = vf_step_agent, .budget_ms = 5000, .next = C_FOLDERS,
+        .otherwise = C_FOLDERS, .otherwise_when = VF_IF_PREFER},
     [C_FOLDERS] = {.name = "folders", .title = "Looking at the folders",
         .start = check_folders, .budget_ms = 10000, .next = C_END},
 };

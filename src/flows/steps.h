@@ -10,6 +10,9 @@
 
 /* connect.c: QEMU's monitor. */
 void vf_step_connect(struct vf_flow *flow);
+/* Calls `fn` when connected to the QEMU that this operation began with; connects again if needed. Else
+ * the step ends: for good if that QEMU is gone. */
+void vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
 /* look.c: what QEMU is, and where its agent is. */
 void vf_step_look(struct vf_flow *flow);
@@ -23,6 +26,8 @@ void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 void vf_step_plan(struct vf_flow *flow);
 /* Makes flow->plan from flow->facts; false with the refusal. */
 bool vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error);
+/* Its run state and migration let the VM's disks be changed. */
+bool vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error);
 /* Where a disk's image lies; false with the reason why it cannot be cut. */
 bool vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
                    struct vmfrost_error *error);
@@ -35,11 +40,15 @@ void vf_agent_open(struct vf_flow *flow, vf_flow_fn *fn);
 /* overlays.c: everything that can be done before the freeze. */
 void vf_step_overlays(struct vf_flow *flow);
 void vf_step_rehearse(struct vf_flow *flow);
-void vf_step_undo_files(struct vf_flow *flow);
+/* The node of an overlay's file, there only while the image is created; owned by the caller. */
+char *vf_overlay_file_node(const struct vf_cut *cut);
 /* The transaction of the cut, as arguments; owned by the caller. */
 struct json_object *vf_cut_transaction(const struct vf_flow *flow);
 /* vf_expect() for its reply: names the disk that QEMU's words are about, if they tell. */
 bool vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what);
+
+/* files.c: taking away what was prepared, or merged. */
+void vf_step_undo_files(struct vf_flow *flow);
 
 /* window.c: freeze, cut, flip, thaw. */
 void vf_step_guard(struct vf_flow *flow);

@@ -52,6 +52,8 @@ graph_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     struct json_object *base = find_node(flow, cut->node);
     int64_t size = -1;
 
+    if (cut->absent) /* unplugged since: there is nothing of it in the graph */
+        return true;
     if (!is_made(flow, cut))
         return vf_note(flow, VMFROST_FAILED, "disk %s: the VM does not run on its overlay",
                        cut->name);
@@ -71,7 +73,7 @@ files_are_right(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct vf_opened overlay, base;
 
-    if (flow->qemu.pid == 0 || !cut->base.number)
+    if (flow->qemu.pid == 0 || !cut->base.number || cut->absent)
         return true; /* a QEMU or a disk that cannot be looked at; the record has new-file mode */
     if (!vf_process_opened(flow->qemu.pid, cut->overlay, &overlay) ||
         !vf_process_opened(flow->qemu.pid, cut->base, &base))
@@ -138,16 +140,40 @@ on_resolved(struct vf_flow *flow)
                   made, flow->cut_count);
         return;
     }
+    /* Until it is undone, the overlays are the current state, and the names have to say so. */
+    if (made != 0 && !vf_flip_all(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_guard_named(&flow->guard);
     vf_end(flow, VF_OK);
 }
 
 static void
-on_reconnected(void *data, const struct vf_reply *reply)
+look_and_resolve(struct vf_flow *flow)
 {
-    struct vf_flow *flow = data;
+    vf_look_again(flow, on_resolved);
+}
 
-    if (vf_expect(flow, reply, "reconnecting to QEMU"))
-        vf_look_again(flow, on_resolved);
+/* QEMU is gone. Overlays without data are what their bases are, cut or not. One with data proves the cut,
+ * and is what the guest has written last. */
+static void
+resolve_without_qemu(struct vf_flow *flow)
+{
+    bool data = false;
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        data |= vf_overlay_has_data(&flow->cuts[i]);
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!(data ? vf_turn_to_overlay(flow, &flow->cuts[i])
+                   : vf_turn_to_base(flow, &flow->cuts[i]))) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    if (!data)
+        vf_engine_forgive(&flow->engine, VF_OWE_CUT);
+    vf_note(flow, VMFROST_UNREACHABLE, "QEMU is gone");
+    vf_end(flow, VF_OK);
 }
 
 /* Asks for the graph. On the connection of the cut its reply comes after the cut's own, and a new
@@ -157,9 +183,7 @@ void
 vf_step_resolve(struct vf_flow *flow)
 {
     if (flow->qemu.pid && !vf_process_alive(flow->qemu))
-        vf_refuse(flow, VMFROST_UNREACHABLE, "QEMU is gone");
-    else if (vf_qmp_ready(flow->qmp))
-        vf_look_again(flow, on_resolved);
+        resolve_without_qemu(flow);
     else
-        vf_qmp_open(flow->qmp, flow->vm.qmp, on_reconnected, flow);
+        vf_with_qemu(flow, look_and_resolve);
 }

@@ -234,8 +234,7 @@ vmfrost_delete(struct vmfrost *context, const char *vm, const char *snapshot,
 
     flow->changes = true;
     take_name(flow, snapshot);
-    if (!vf_failed(&flow->error))
-        vf_delete_prepare(flow);
+    flow->prepare = vf_delete_prepare;
     return go(flow);
 }
 

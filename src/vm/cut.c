@@ -3,9 +3,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "util/cleanup.h"
+#include "util/file.h"
 #include "util/json.h"
 #include "util/mem.h"
+#include "vm/qcow2.h"
 
 void
 vf_cut_make(struct vf_cut *cut, const struct vf_disk *disk, const struct vf_place *place,
@@ -45,16 +49,6 @@ vf_cut_release(struct vf_cut *cut)
     memset(cut, 0, sizeof *cut);
 }
 
-static void
-add_inode(struct json_object *document, const char *key, struct vf_inode inode)
-{
-    struct json_object *pair = json_object_new_array();
-
-    json_object_array_add(pair, json_object_new_uint64(inode.device));
-    json_object_array_add(pair, json_object_new_uint64(inode.number));
-    vf_json_add(document, key, pair);
-}
-
 struct json_object *
 vf_cut_json(const struct vf_cut *cut)
 {
@@ -67,8 +61,8 @@ vf_cut_json(const struct vf_cut *cut)
                         "next", cut->names.next, "backing", cut->names.backing, NULL);
 
     vf_json_add_int(document, "size", cut->size);
-    add_inode(document, "baseInode", cut->base);
-    add_inode(document, "overlayInode", cut->overlay);
+    vf_json_add_int(document, "baseInode", (int64_t)cut->base.number);
+    vf_json_add_int(document, "overlayInode", (int64_t)cut->overlay.number);
     vf_json_add_bool(document, "ownFileNode", cut->own_file_node);
     vf_json_add_bool(document, "writeback", cut->writeback);
     vf_json_add_bool(document, "direct", cut->direct);
@@ -84,16 +78,19 @@ take(struct json_object *document, const char *key)
     return text ? vf_strdup(text) : NULL;
 }
 
+/* Device numbers change when the host boots again: the device is that of the folder, as it is now. */
 static bool
-take_inode(struct json_object *document, const char *key, struct vf_inode *inode)
+take_inode(struct json_object *document, const char *key, const char *path,
+           struct vf_inode *inode)
 {
-    struct json_object *pair = vf_json_array(document, key);
+    VF_AUTO_FREE char *folder = path ? vf_folder_of(path) : NULL;
+    int64_t number = -1;
+    struct stat about;
 
-    if (vf_json_length(pair) != 2 || !json_object_is_type(vf_json_at(pair, 0), json_type_int) ||
-        !json_object_is_type(vf_json_at(pair, 1), json_type_int))
+    if (!vf_json_int(document, key, &number) || number < 0)
         return false;
-    inode->device = json_object_get_uint64(vf_json_at(pair, 0));
-    inode->number = json_object_get_uint64(vf_json_at(pair, 1));
+    if (number > 0 && folder && stat(folder, &about) == 0)
+        *inode = (struct vf_inode){about.st_dev, (uint64_t)number};
     return true;
 }
 
@@ -125,10 +122,28 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
                  naming && cut->names.sealed && cut->names.overlay && cut->names.backing &&
                  (cut->naming == VF_NAMING_NEW_FILE || (cut->names.top && cut->names.next)) &&
                  vf_json_int(document, "size", &cut->size) &&
-                 take_inode(document, "baseInode", &cut->base) &&
-                 take_inode(document, "overlayInode", &cut->overlay);
+                 take_inode(document, "baseInode", cut->names.sealed, &cut->base) &&
+                 take_inode(document, "overlayInode", cut->names.overlay, &cut->overlay);
 
     if (!whole)
         vf_cut_release(cut);
     return whole;
+}
+
+bool
+vf_overlay_has_data(const struct vf_cut *cut)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+    bool data = true;
+
+    if (!vf_inode_of(cut->names.overlay).number)
+        return false;
+    if (vf_qcow2_read(cut->names.overlay, &image, &ignored)) {
+        data = image.has_data;
+        vf_qcow2_release(&image);
+    } else if (!cut->overlay.number) {
+        data = false; /* killed before it was a whole image */
+    }
+    return data;
 }

@@ -30,6 +30,10 @@ struct vf_cut {
     bool own_file_node;      /* the launcher may have made a node of its own for the base's file: then it
                                 stays open for writing when the base does not */
     bool writeback, direct, no_flush;
+
+    /* Found out again each time, and not kept: */
+    bool absent; /* the disk is not plugged in now */
+    bool merged; /* all of the overlay is in the base, and the disk runs on that: proved */
 };
 
 /* A cut of `disk`, which lies at `place`, for a snapshot. `index` makes node names unique. */
@@ -40,6 +44,9 @@ void vf_cut_release(struct vf_cut *cut);
 struct json_object *vf_cut_json(const struct vf_cut *cut);
 /* False if the document is not what vf_cut_json() makes; `cut` is released then. */
 bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
+
+/* The overlay holds something of the guest's, or cannot be read: then it must not be thrown away. */
+bool vf_overlay_has_data(const struct vf_cut *cut);
 
 /* Looks at the overlay's own name. */
 static inline struct vf_inode

@@ -190,9 +190,9 @@ find_warnings(const struct vf_plan_input *input, struct vf_plan *plan)
 
 /* --- The VM --- */
 
-static bool
-check_state(const struct vf_plan_input *input, const struct vf_plan *plan,
-            struct vmfrost_error *error)
+bool
+vf_plan_check_state(const struct vf_plan_input *input, const struct vf_plan *plan,
+                    struct vmfrost_error *error)
 {
     static const char *const states[] = {"inmigrate", "postmigrate", "finish-migrate",
                                          "save-vm",   "restore-vm",  "colo",
@@ -390,7 +390,7 @@ vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan, struct vmf
     for (size_t i = 0; i < plan->count; i++)
         plan->included += plan->disks[i].reason == VF_INCLUDED;
     find_warnings(input, plan);
-    return good && check_state(input, plan, error) && check_jobs(input, plan, error) &&
+    return good && vf_plan_check_state(input, plan, error) && check_jobs(input, plan, error) &&
            check_active(input, plan, error) && check_some_left(plan, error);
 }
 

@@ -91,6 +91,10 @@ bool vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan,
                   struct vmfrost_error *error);
 void vf_plan_release(struct vf_plan *plan);
 
+/* Only whether the run state or a migration forbids to change the disks of a VM. vf_plan_make() asks it, too. */
+bool vf_plan_check_state(const struct vf_plan_input *input, const struct vf_plan *plan,
+                         struct vmfrost_error *error);
+
 /* Leaves out a disk after all; false with the refusal when none is left then. `why` is owned
  * by this call. */
 bool vf_plan_drop(struct vf_plan *plan, size_t index, enum vf_reason reason, char *why,

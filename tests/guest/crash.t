@@ -23,9 +23,9 @@ def is_cut(site):
     return sum(child.startswith("vf") and name == "root" for _, name, child in edges) == 2
 
 
-def kill_vmfrost(site, point, *options):
+def kill_vmfrost(site, name, point, *options):
     """Kills vmfrost in a snapshot. "cut-made" is when the cut was sent, and QEMU has made it."""
-    words = ["snapshot", "web@s", *options]
+    words = ["snapshot", f"web@{name}", *options]
     if point != "cut-made":
         done = site.start(*words, env={"VMFROST_TEST_AT": f"kill:{point}"}).wait()
     else:
@@ -41,7 +41,7 @@ def recover(site, what):
     site.tidy(what)
 
 
-def start_again(site, what, acked, before, recover_first):
+def start_again(site, name, what, acked, before, recover_first):
     """After QEMU's end: are the guest's records there? Boots, and removes the snapshot."""
     site.one_instant("web", "data", acked, f"{what}: what the command line opens")
     if recover_first:
@@ -51,20 +51,20 @@ def start_again(site, what, acked, before, recover_first):
     if not recover_first:
         recover(site, f"{what}, booted")
     site.thawed(what)
-    record = site.record("s")
+    record = site.record(name)
     if record:
         site.tap.diag(f"{what}: {record['phase']}, {record['consistency']}")
         if record["readyToUse"]:
-            site.one_instant("web", "data", before, f"{what}: the snapshot", "s")
-        site.expect(0, "delete", "web@s", what=f"{what}: delete: exit 0")
+            site.one_instant("web", "data", before, f"{what}: the snapshot", name)
+        site.expect(0, "delete", f"web@{name}", what=f"{what}: delete: exit 0")
         site.tidy(f"{what}, deleted")
     site.vm.start_writer("web", "data")
 
 
-def both(site, point, *options, at_once=False, recover_first=False):
+def both(site, name, point, *options, at_once=False, recover_first=False):
     """vmfrost is killed, then QEMU: at once, or when the guest has gone on."""
     before = acked = site.vm.writer_acked()
-    kill_vmfrost(site, point, *options)
+    kill_vmfrost(site, name, point, *options)
     if not at_once:
         # What was in flight when all froze is acknowledged now; what comes then is new.
         now = wait_until(site.vm.writer_acked, what="the writer")
@@ -72,14 +72,14 @@ def both(site, point, *options, at_once=False, recover_first=False):
         acked = site.vm.writer_acked()
     site.vm.kill()
     wait_until(lambda: not site.guards(), what="the guard's end")
-    start_again(site, point, acked, before, recover_first)
+    start_again(site, name, point, acked, before, recover_first)
 
 
-def qemu_alone(site, point, recover_first=False):
+def qemu_alone(site, name, point, recover_first=False):
     """QEMU is killed under a vmfrost that is at a point, and goes on."""
     what = f"QEMU dies at {point}"
     acked = site.vm.writer_acked()
-    command = stop_at(site, point, "snapshot", "web@s")
+    command = stop_at(site, point, "snapshot", f"web@{name}")
     site.vm.kill()
     began = time.monotonic()
     command.signal(signal.SIGCONT)
@@ -88,13 +88,13 @@ def qemu_alone(site, point, recover_first=False):
     site.tap.ok(done.code in (1, 3), f"{what}: vmfrost fails ({done.code})")
     site.tap.diag(done.err)
     site.tap.ok(took < 15, f"{what}: and is soon done with it ({took:.1f} s)")
-    start_again(site, what, acked, acked, recover_first)
+    start_again(site, name, what, acked, acked, recover_first)
 
 
-def everything(site):
+def everything(site, name):
     """vmfrost and its guard are killed, and nobody is left but the journal."""
     before = site.vm.writer_acked()
-    command = stop_at(site, "cut+", "snapshot", "web@s")
+    command = stop_at(site, "cut+", "snapshot", f"web@{name}")
     wait_until(lambda: is_cut(site), what="the cut")
     for guard in site.guards():
         site.kill_guard(guard)
@@ -104,8 +104,8 @@ def everything(site):
     site.tap.ok(site.status()["interrupted"]["owesThaw"], "everything: status says so")
     recover(site, "everything")
     site.thawed("everything")
-    site.one_instant("web", "data", before, "everything: the snapshot", "s")
-    site.expect(0, "delete", "web@s", what="everything: delete: exit 0")
+    site.one_instant("web", "data", before, "everything: the snapshot", name)
+    site.expect(0, "delete", f"web@{name}", what="everything: delete: exit 0")
     site.tidy("everything, deleted")
 
 
@@ -114,22 +114,22 @@ def main():
         tap.diag("-drive, existing")
         with Site(tap, folder / "a", [Disk("web"), Disk("data")]) as site:
             site.boot().vm.start_writer("web", "data")
-            everything(site)
-            both(site, "cut-made")
-            both(site, "flip", recover_first=True)
-            both(site, "flip+", at_once=True)
-            both(site, "thaw", recover_first=True)
-            both(site, "verify")
-            qemu_alone(site, "overlays+")
-            qemu_alone(site, "freeze+", recover_first=True)
-            qemu_alone(site, "cut+")
-            qemu_alone(site, "thaw", recover_first=True)
+            everything(site, "s1")
+            both(site, "s2", "cut-made")
+            both(site, "s3", "flip", recover_first=True)
+            both(site, "s4", "flip+", at_once=True)
+            both(site, "s5", "thaw", recover_first=True)
+            both(site, "s6", "verify")
+            qemu_alone(site, "s7", "overlays+")
+            qemu_alone(site, "s8", "freeze+", recover_first=True)
+            qemu_alone(site, "s9", "cut+")
+            qemu_alone(site, "s10", "thaw", recover_first=True)
         tap.diag("-blockdev, on an iothread, preopened")
         with Site(tap, folder / "b", [Disk("web"), Disk("data")], attach="blockdev",
                   iothread=True) as site:
             site.boot().vm.start_writer("web", "data")
-            both(site, "cut-made", "--method", "preopened")
-            both(site, "flip", "--method", "preopened", at_once=True, recover_first=True)
+            both(site, "s11", "cut-made", "--method", "preopened")
+            both(site, "s12", "flip", "--method", "preopened", at_once=True, recover_first=True)
 
 
 if __name__ == "__main__":

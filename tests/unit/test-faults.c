@@ -77,7 +77,8 @@ struct world {
     unsigned char stopped; /* the VM, by us */
     unsigned char cut;     /* runs on its overlay; of a dead one: the overlay holds data */
     unsigned char synced;  /* base and overlay are alike and the guest's writes wait */
-    unsigned char late_files, late_cut, late_final;
+    unsigned char jobs;    /* merges that run */
+    unsigned char late_files, late_cut, late_job, late_final;
     /* The guest. */
     unsigned char frozen; /* or its hooks have run */
     unsigned char late_agent;
@@ -87,7 +88,8 @@ struct world {
 
 /* What the flow remembers, beside the engine. */
 struct memory {
-    unsigned char froze, frozen_known, cut_known, thawed_equal, quiesce_failed, unverified;
+    unsigned char agent_known, froze, frozen_known, cut_known, thawed_equal;
+    unsigned char quiesce_failed, unverified;
     unsigned char recorded; /* "snapshot taken" is what the user is told */
     unsigned char action;   /* of a recovery */
     unsigned char thaw_sent;
@@ -105,10 +107,11 @@ struct state {
     struct vf_engine engine;
     struct world world;
     struct memory memory;
-    int64_t now, armed, began, freeze_sent;
-    bool waiting;   /* a step was started and has not ended */
-    bool done;      /* `finished` was called */
-    int cancels_at; /* when somebody cancels; an enum vf_step_state, or NEVER */
+    int64_t now, armed, freeze_sent;
+    int64_t entered, began; /* the running step; its present attempt */
+    bool waiting;           /* a step was started and has not ended */
+    bool done;              /* `finished` was called */
+    int cancels_at;         /* when somebody cancels; an enum vf_step_state, or NEVER */
     int abandoned;
     const struct model *model; /* of the running step */
 };
@@ -132,8 +135,9 @@ enum kind {
     CUT,
     STOP,
     CONTINUE,
+    START_JOB,
     SYNC,
-    UNSYNC,
+    CANCEL_JOB,
     FINALIZE,
     HOLD,
 };
@@ -142,7 +146,7 @@ struct act {
     unsigned char kind, what;
 };
 
-enum { ACTS_MOST = 40 };
+enum { ACTS_MOST = 48 };
 
 struct acts {
     struct act list[ACTS_MOST];
@@ -155,6 +159,7 @@ enum { DEPTH_MOST = 300 };
 
 struct choice {
     unsigned char kind, acts, late, timing, variant;
+    unsigned char forced; /* nothing else can happen: no fault */
 };
 
 /* What was chosen on the way to the present state. */
@@ -207,7 +212,7 @@ unsettled(const struct world *w)
 
     if (w->frozen || (w->late_agent & LATE_FREEZE))
         return "no journal, but a guest that may be frozen";
-    if (w->late_cut || w->late_files || w->late_final || w->stopped)
+    if (w->jobs || w->late_cut || w->late_files || w->late_job || w->late_final || w->stopped)
         return "no journal, but something under way in QEMU";
     if (w->record == IN_PROGRESS)
         return "no journal, but a record that is InProgress";
@@ -232,7 +237,7 @@ die(struct world *w, bool with_data)
 {
     w->dead = true;
     w->frozen = w->late_agent = w->stopped = 0;
-    w->late_files = w->late_cut = w->late_final = 0;
+    w->jobs = w->late_files = w->late_cut = w->late_job = w->late_final = 0;
     if (!with_data)
         w->cut = 0;
 }
@@ -254,7 +259,8 @@ check_world(const struct world *w)
         must(w->stood_still, "the record claims that the guest stood still when it did not");
 
     /* The sockets go with us, and what is in them. */
-    crashed.late_agent = crashed.late_files = crashed.late_cut = crashed.late_final = 0;
+    crashed.late_agent = 0;
+    crashed.late_files = crashed.late_cut = crashed.late_job = crashed.late_final = 0;
     check_world(&crashed);
     /* QEMU goes as well. The guest has written since the cut, or has not. */
     crashed = *w;
@@ -273,6 +279,21 @@ instant(const struct state *s)
 /* Acts. */
 
 static void
+start_job(struct world *w, unsigned disks)
+{
+    must(!(w->turned & disks), "QEMU opens the base by its name, and gets the overlay");
+    w->jobs |= disks;
+}
+
+static void
+finalize(struct world *w, unsigned disks)
+{
+    w->cut &= ~disks;
+    w->synced &= ~disks;
+    w->jobs &= ~disks;
+}
+
+static void
 land_qemu(struct world *w)
 {
     w->files |= w->late_files;
@@ -280,9 +301,9 @@ land_qemu(struct world *w)
         w->cut = ALL;
         w->stood_still = w->frozen;
     }
-    w->cut &= ~w->late_final;
-    w->synced &= ~w->late_final;
-    w->late_files = w->late_cut = w->late_final = 0;
+    start_job(w, w->late_job);
+    finalize(w, w->late_final);
+    w->late_files = w->late_cut = w->late_job = w->late_final = 0;
 }
 
 static void
@@ -355,8 +376,9 @@ check_booked(const struct state *s, struct act act)
     case THAW_GUEST:
     case STOP:
     case CONTINUE:
+    case START_JOB:
     case SYNC:
-    case UNSYNC:
+    case CANCEL_JOB:
     case FINALIZE:
     case HOLD:
         break;
@@ -443,12 +465,15 @@ perform(struct state *s, struct act act)
     case SYNC:
         w->synced |= disks;
         break;
-    case UNSYNC:
+    case START_JOB:
+        start_job(w, disks);
+        break;
+    case CANCEL_JOB:
         w->synced &= ~disks;
+        w->jobs &= ~disks;
         break;
     case FINALIZE:
-        w->cut &= ~disks;
-        w->synced &= ~disks;
+        finalize(w, disks);
         break;
     case HOLD:
         w->held = true;
@@ -462,7 +487,7 @@ static bool
 may_be_late(struct act act)
 {
     return act.kind == FREEZE_GUEST || act.kind == THAW_GUEST || act.kind == MAKE ||
-           act.kind == CUT || act.kind == FINALIZE;
+           act.kind == CUT || act.kind == START_JOB || act.kind == FINALIZE;
 }
 
 static void
@@ -479,6 +504,8 @@ leave_for_later(struct state *s, struct act act)
         w->late_files |= act.what;
     else if (act.kind == CUT)
         w->late_cut = true;
+    else if (act.kind == START_JOB)
+        w->late_job |= act.what;
     else if (act.kind == FINALIZE)
         w->late_final |= act.what;
     instant(s);
@@ -601,35 +628,37 @@ merge_acts(const struct state *s, struct acts *acts)
             turn(w, disk, false, acts);
             continue;
         }
-        if (w->synced & disk) { /* the job of an earlier attempt */
-            if (stopped)
-                add(acts, CONTINUE, 0);
-            stopped = false;
-            turn(w, disk, false, acts);
-            add(acts, FINALIZE, disk);
-            continue;
+        if (!(w->synced & disk))
+            turn(w, disk, true, acts);
+        if (!(w->jobs & disk)) { /* else it is that of an earlier attempt */
+            add(acts, SAY_MERGING, disk);
+            if (!stopped)
+                add(acts, STOP, 0);
+            stopped = true;
+            add(acts, LINK_BASE, disk);
+            add(acts, RENAME, disk);
+            add(acts, START_JOB, disk);
+            add(acts, LINK_OVERLAY, disk);
+            add(acts, RENAME, disk);
         }
-        turn(w, disk, true, acts);
-        add(acts, SAY_MERGING, disk);
-        if (!stopped)
-            add(acts, STOP, 0);
-        add(acts, LINK_BASE, disk);
-        add(acts, RENAME, disk);
-        add(acts, LINK_OVERLAY, disk);
-        add(acts, RENAME, disk);
-        add(acts, CONTINUE, disk);
+        if (stopped)
+            add(acts, CONTINUE, disk);
         stopped = false;
-        add(acts, SAY_MERGING, disk);
-        add(acts, SAY_FINAL, disk);
-        add(acts, SYNC, disk);
-        add(acts, LINK_BASE, disk);
-        add(acts, RENAME, disk);
+        if (!(w->synced & disk)) {
+            add(acts, SAY_MERGING, disk);
+            add(acts, SAY_FINAL, disk);
+            add(acts, SYNC, disk);
+            add(acts, LINK_BASE, disk);
+            add(acts, RENAME, disk);
+        } else {
+            turn(w, disk, false, acts);
+        }
         add(acts, FINALIZE, disk);
     }
 }
 
 /* Once a merge fails, the name goes back to the overlay and the VM goes on, unless the base may be
- * the live image by now or QEMU cannot be told. */
+ * the live image by now, QEMU may yet open the base by its name, or it cannot be told. */
 static void
 merge_gives_up(struct state *s, bool refused)
 {
@@ -637,11 +666,13 @@ merge_gives_up(struct state *s, bool refused)
         struct world *w = &s->world;
         struct acts acts = {.count = 0};
 
-        if (!(w->cut & disk) || (!refused && (w->synced & disk)))
+        if (!(w->cut & disk))
             continue;
+        if (!refused && ((w->synced | w->late_job) & disk))
+            return;
         turn(w, disk, true, &acts);
         if (w->synced & disk)
-            add(&acts, UNSYNC, disk);
+            add(&acts, CANCEL_JOB, disk);
         for (size_t i = 0; i < acts.count; i++)
             perform(s, acts.list[i]);
         break;
@@ -655,11 +686,10 @@ stop_merge_acts(const struct state *s, struct acts *acts)
 {
     const struct world *w = &s->world;
 
-    for (unsigned disk = 1; disk <= ALL; disk <<= 1) {
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
         turn(w, disk, w->cut & disk, acts);
-    }
-    if (w->synced)
-        add(acts, UNSYNC, w->synced);
+    if (w->jobs)
+        add(acts, CANCEL_JOB, w->jobs);
     if (w->stopped)
         add(acts, CONTINUE, ALL);
 }
@@ -780,7 +810,15 @@ static void (*agent_answers)(struct state *s);
 static void
 agent_ok(struct state *s)
 {
+    s->memory.agent_known = true;
     agent_answers(s);
+}
+
+static void
+accept_begins(struct state *s)
+{
+    if (!s->memory.agent_known)
+        s->memory.quiesce_failed = true;
 }
 
 static void
@@ -974,7 +1012,7 @@ static const struct model models[] = {
     {"state", .peer = US},
     {"choose", .peer = US},
     {"agent", .peer = AGENT, .ok = agent_ok},
-    {"accept", .peer = US, .acts = accept_acts, .refused_partly = true},
+    {"accept", .peer = US, .acts = accept_acts, .begins = accept_begins, .refused_partly = true},
     {"overlays", .peer = QEMU, .acts = overlay_acts, .refused_partly = true},
     {"rehearse", .peer = QEMU},
     {"guard", .peer = AGENT, .acts = guard_acts, .refused_partly = true},
@@ -1123,6 +1161,8 @@ trace(void *flow, const struct vf_step *step, enum vf_step_state state)
 
     (void)step;
     must(!s->done, "a step is traced after the end");
+    if (state == VF_STEP_STARTED)
+        s->entered = s->now;
     if ((int)state != s->cancels_at)
         return;
     s->cancels_at = NEVER;
@@ -1217,8 +1257,6 @@ offer_ok(const struct state *s, struct options *options, size_t acts)
 {
     struct choice choice = {.kind = REPLY_OK};
 
-    if (s->model->refuses && s->model->refuses(s))
-        return;
     offer_reply(s, options, choice);
     for (int timing = CANCELLED_WHEN_DONE; timing <= CANCELLED_WHEN_BEGUN; timing++)
         if (!s->engine.unwinding)
@@ -1269,7 +1307,8 @@ refusals_most(const struct model *model, size_t acts)
 static bool
 is_fault(const struct choice *choice)
 {
-    return (choice->kind != REPLY_OK && choice->kind != PAUSE) || choice->timing != IN_TIME;
+    return !choice->forced &&
+           ((choice->kind != REPLY_OK && choice->kind != PAUSE) || choice->timing != IN_TIME);
 }
 
 /* Whoever answers, or does something that comes after an answer, has done all that was asked
@@ -1310,7 +1349,10 @@ list_options(const struct state *s, struct options *options)
 
     land(&landed);
     list_acts(&landed, &acts);
-    offer_ok(&landed, options, acts.count);
+    if (model->refuses && model->refuses(&landed))
+        offer(options, (struct choice){.kind = REPLY_REFUSED, .forced = true});
+    else
+        offer_ok(&landed, options, acts.count);
     for (size_t i = 0; i == 0 || i <= refusals_most(model, acts.count); i++)
         offer_reply(s, options, (struct choice){.kind = REPLY_REFUSED, .acts = (unsigned char)i});
     if (model->peer == US || s->world.dead)
@@ -1367,14 +1409,19 @@ happen(struct state *s, const struct choice *choice)
     }
 }
 
+static int64_t
+patience_of(const struct state *s, const struct vf_step *step)
+{
+    return step->patience_ms == VF_PATIENCE_THAW ? s->engine.thaw_wait_ms : step->patience_ms;
+}
+
 /* A step that is tried again fails slowly, so that few attempts exhaust its patience: how many they
  * are makes no difference to what is checked here. */
 static int64_t
 reply_time_us(const struct state *s, const struct choice *choice)
 {
     const struct vf_step *step = vf_engine_step(&s->engine);
-    int64_t patience_ms =
-        step->patience_ms == VF_PATIENCE_THAW ? s->engine.thaw_wait_ms : step->patience_ms;
+    int64_t patience_ms = patience_of(s, step);
     int64_t slow_ms = patience_ms / 3 < step->budget_ms ? patience_ms / 3 : step->budget_ms - 1;
 
     return choice->kind != REPLY_OK && patience_ms > 0 ? 1000 * slow_ms : REPLY_US;
@@ -1444,7 +1491,9 @@ end_at_once(struct state *s)
 static void
 apply(struct state *s, const struct choice *choice)
 {
-    bool was_pausing = s->engine.pausing;
+    const struct vf_step *step = vf_engine_step(&s->engine);
+    int64_t patient_until = s->entered + 1000 * (patience_of(s, step) - step->pause_ms);
+    bool was_pausing = s->engine.pausing, was_unwinding = s->engine.unwinding;
 
     s->abandoned = 0;
     s->memory.faults |= is_fault(choice);
@@ -1490,6 +1539,9 @@ apply(struct state *s, const struct choice *choice)
         must(s->waiting && s->abandoned == 0, "a pause does not end in an attempt");
         break;
     }
+    if (was_unwinding && choice->kind > CARELESS_OK && choice->kind != PAUSE)
+        must(s->engine.pausing == (s->now < patient_until),
+             "the way back gives up too early, or too late");
     instant(s);
 }
 
@@ -1552,6 +1604,8 @@ check_snapshot_end(const struct state *s)
         must(is_ready(w), "a snapshot is told to be taken, and its record says something else");
         if (w->record == SUCCEEDED)
             must(!may_be_frozen(s) && !m->unverified, "the record succeeded, the result did not");
+        must(!m->quiesce_failed || (s->engine.conditions & VF_IF_PREFER),
+             "a snapshot without the freeze that it was asked for");
         if (w->record == SUCCEEDED && m->froze && !m->quiesce_failed)
             must(m->thawed_equal, "success, but the thaw is not confirmed");
     } else if (!s->engine.owed) {
@@ -1563,12 +1617,27 @@ check_snapshot_end(const struct state *s)
         must(m->recorded && w->record == SUCCEEDED && !s->engine.owed, "no fault and no success");
 }
 
+/* Nothing is left undone but what was tried for long enough, and what has to wait for that. */
+static void
+check_served(const struct state *s)
+{
+    const struct vf_table *table = s->engine.table;
+    unsigned left = s->engine.owed & ~s->engine.given_up;
+
+    for (size_t i = 0; s->engine.unwinding && i < table->undo_count; i++)
+        if (left & table->undos[i].debt)
+            must(table->undos[i].unless & s->engine.owed, "a debt is not served");
+}
+
 static void
 check_end(const struct state *s)
 {
     struct state landed = *s;
 
-    must(s->done, "the engine ended without saying so");
+    check_served(s);
+    if (!s->memory.faults)
+        must(!s->engine.owed && s->engine.cause == VF_CAUSE_NONE,
+             "no fault, but something is owed");
     /* Whatever is still under way happens. */
     land_qemu(&landed.world);
     land_agent(&landed.world);
@@ -1845,6 +1914,38 @@ add_crash(const struct world *world)
     return true;
 }
 
+/* The tables themselves. */
+
+static void
+check_table(const struct vf_table *table)
+{
+    unsigned undone = 0, owed = 0;
+    bool sound = true;
+
+    for (size_t i = 0; i < table->undo_count; i++) {
+        const struct vf_step *step = &table->steps[table->undos[i].step];
+
+        undone |= table->undos[i].debt;
+        sound &= (step->pays & table->undos[i].debt) && !step->owes && !step->when;
+    }
+    for (size_t i = 1; i < table->step_count; i++) {
+        const struct vf_step *step = &table->steps[i];
+
+        owed |= step->owes;
+        sound &= step->name && step->title && step->start && step->budget_ms > 0;
+        sound &= !(step->sticky & ~step->owes);
+        sound &= step->next < table->step_count && step->otherwise < table->step_count;
+        /* Without a pause it would be tried again and again at once. Between two attempts nothing
+         * is booked anew: a refusal must not cancel what an attempt before it may have done. */
+        if (step->patience_ms)
+            sound &= step->pause_ms > 0 && step->owes == step->sticky;
+    }
+    ok(sound, "%s: each row makes sense", table->operation);
+    /* A recovery leaves what it owes to its journal. */
+    if (table != &vf_recover_table)
+        ok(!(owed & ~undone), "%s: each debt has its way back", table->operation);
+}
+
 /* Running. */
 
 static struct state
@@ -1961,6 +2062,10 @@ main(void)
         .operation = DELETE, .record = SUCCEEDED, .files = ALL, .turned = ALL, .cut = ALL};
     const struct world by_hand = {.operation = FREEZE};
 
+    check_table(&vf_snapshot_table);
+    check_table(&vf_delete_table);
+    check_table(&vf_freeze_table);
+    check_table(&vf_recover_table);
     agent_answers = no_agent_is_there;
     play("snapshot without an agent", &vf_snapshot_table, nothing, 0);
     play("snapshot without an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Taking away what was prepared for a cut, or what a merge has left over: nodes, files, links.
+ *
+ * Guarantees: an overlay goes only if no QEMU of this host has it open and if it holds nothing of the
+ * guest's that is not in its base; a sealed name only while the disk's own name leads to the same
+ * image. Where that cannot be seen, nothing is removed, and the error says why.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+#include "vm/graph.h"
+
+/* A QEMU that was started after the snapshot opened the base by its sealed name: that one has to stay
+ * as long as QEMU does, although the snapshot goes. */
+static bool
+knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
+{
+    return flow->qemu.pid && vf_process_alive(flow->qemu) &&
+           strcmp(vf_name_of(cut->base_file), vf_name_of(path)) == 0;
+}
+
+static bool
+keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    vf_warn(flow, "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
+                  "at the first command after QEMU has ended",
+            cut->names.sealed, cut->names.top);
+    return vf_links_add(flow, cut->names.sealed, cut->names.top);
+}
+
+/* Some QEMU of this host has the file open. */
+static bool
+is_open(const struct vf_flow *flow, struct vf_inode inode)
+{
+    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
+    struct vf_opened opened;
+
+    if (flow->qemu.pid && vf_process_opened(flow->qemu.pid, inode, &opened) &&
+        (opened.read_write || opened.read_only))
+        return true;
+    for (size_t i = 0; i < vf_json_length(qemus); i++) {
+        int64_t pid = 0;
+
+        if (vf_json_int(vf_json_at(qemus, i), "pid", &pid) &&
+            vf_process_opened((pid_t)pid, inode, &opened) &&
+            (opened.read_write || opened.read_only))
+            return true;
+    }
+    return false;
+}
+
+/* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has to be seen
+ * before any name goes. */
+static bool
+may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
+{
+    if (overlay.number && is_open(flow, overlay))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
+                       cut->name, cut->names.overlay);
+    if (overlay.number && !cut->merged && vf_overlay_has_data(cut))
+        return vf_note(flow, VMFROST_FAILED,
+                       "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",
+                       cut->name, cut->names.overlay);
+    if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: %s does not lead to its image: nothing is removed",
+                       cut->name, cut->names.top);
+    return true;
+}
+
+static bool
+remove_names(struct vf_flow *flow, struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_inode overlay = cut->overlay;
+    bool gone = true;
+
+    /* Killed between creation and the next line of the journal: what has the random name is ours. */
+    if (!overlay.number)
+        overlay = vf_cut_overlay_inode(cut);
+    if (!may_remove(flow, cut, overlay))
+        return false;
+    if (cut->naming == VF_NAMING_FLIP) {
+        /* In the middle of a turn it may be another link of either. */
+        bool of_base = vf_inode_equal(vf_inode_of(cut->names.next), cut->base);
+
+        gone = vf_unlink(cut->names.next, of_base ? cut->base : overlay, &flow->log, &error);
+    }
+    if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
+        gone = keep_sealed(flow, cut);
+    else if (gone && cut->naming == VF_NAMING_FLIP)
+        gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
+    gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
+    if (!gone)
+        return vf_failed(&error) ? vf_note_error(flow, &error) : false;
+    /* It was the current image of a QEMU that knows it by the name of a snapshot deleted since. */
+    if (overlay.number && !vf_links_drop(flow, overlay))
+        return false;
+    if (vf_sync_folder_of(cut->names.overlay) < 0)
+        return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
+                       cut->names.overlay, strerror(errno));
+    return true;
+}
+
+static void
+remove_all_names(struct vf_flow *flow)
+{
+    bool gone = true;
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        gone &= remove_names(flow, &flow->cuts[i]);
+    vf_end(flow, gone ? VF_OK : VF_REFUSED);
+}
+
+static void dismiss_jobs(struct vf_flow *flow);
+
+static void
+on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "job-dismiss"))
+        dismiss_jobs(flow);
+}
+
+static void
+on_old_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    VF_AUTO_FREE char *prefix = vf_printf("vf%.8s-", flow->id);
+    VF_AUTO_FREE char *merge_prefix = vf_printf("vfm%.8s-", flow->id);
+
+    if (!vf_expect(flow, reply, "query-jobs"))
+        return;
+    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
+                       i < vf_json_length(reply->value);
+         i++) {
+        struct json_object *job = vf_json_at(reply->value, i);
+        const char *id = vf_json_string(job, "id");
+
+        if (!id || !(vf_starts_with(id, prefix) || vf_starts_with(id, merge_prefix)))
+            continue;
+        bool concluded = vf_job_state_bit(vf_json_string(job, "status")) == VF_JOB_CONCLUDED;
+
+        if (!concluded) {
+            /* Creating an empty image takes milliseconds; the next attempt finds it ended. */
+            vf_refuse(flow, VMFROST_FAILED, "QEMU's job %s still runs", id);
+            return;
+        }
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", id, NULL), on_dismissed);
+        return;
+    }
+    remove_all_names(flow);
+}
+
+static void
+dismiss_jobs(struct vf_flow *flow)
+{
+    vf_ask(flow, "query-jobs", NULL, on_old_jobs);
+}
+
+/* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or the
+ * launcher's), its file's (interrupted), or the launcher's for its file. */
+static char *
+leftover_node(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        VF_AUTO_FREE char *file = vf_overlay_file_node(&flow->cuts[i]);
+
+        if (!flow->cuts[i].overlay_node[0]) /* merged before, and its node not known any more */
+            continue;
+        if (vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_node))
+            return vf_strdup(flow->cuts[i].overlay_node);
+        if (vf_graph_has(flow->facts.graph, file))
+            return VF_STEAL(file);
+        if (flow->cuts[i].overlay_file_node &&
+            vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_file_node))
+            return vf_strdup(flow->cuts[i].overlay_file_node);
+    }
+    return NULL;
+}
+
+static void drop_nodes(struct vf_flow *flow);
+
+static void
+on_node_dropped(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "cannot drop a node that was made for the snapshot"))
+        vf_look_again(flow, drop_nodes);
+}
+
+static void
+drop_nodes(struct vf_flow *flow)
+{
+    VF_AUTO_FREE char *node = leftover_node(flow);
+
+    if (node)
+        vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_node_dropped);
+    else
+        dismiss_jobs(flow);
+}
+
+static void
+look_for_nodes(struct vf_flow *flow)
+{
+    vf_look_again(flow, drop_nodes);
+}
+
+/* Removes nodes, files and links. Pays VF_OWE_FILES. */
+void
+vf_step_undo_files(struct vf_flow *flow)
+{
+    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+        remove_all_names(flow); /* nodes and jobs went with the process */
+    else
+        vf_with_qemu(flow, look_for_nodes);
+}

@@ -1,0 +1,346 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""kill -9 of vmfrost, of QEMU, of both, at every step of a snapshot and of a deletion; then recovery.
+
+Whatever was killed: the launcher's name opens what the guest wrote last, and after `recover` there
+is no stray file, link, node, job or journal, and no VM left paused.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bare import (LabError, Qemu, Tap, blockdev, drive, finish, go_on, image_ok, lab, process_state,
+                  wait_until)
+
+DISKS = ["web", "data"]
+IMAGES = ["web.qcow2", "data.qcow2"]
+FLOWS = lab.PROJECT / "src" / "flows"
+
+
+def points(table):
+    """All places of an operation where the process can be told to kill itself: before and after the
+    start of each step of its table, and those inside of steps."""
+    steps = re.findall(r'\.name = "([^"]+)"', (FLOWS / f"{table}.c").read_text())
+    inside = [point for source in sorted(FLOWS.glob("*.c"))
+              for point in re.findall(r'vf_test_point\(flow, "([^"]+)"\)', source.read_text())]
+    found = []
+    for step in steps:
+        found += [step, *(point for point in inside if point.startswith(step + ".")), step + "+"]
+    return found
+
+
+def words_for(attach):
+    form = drive if attach == "drive" else blockdev
+    return [word for disk in DISKS for word in form(disk)]
+
+
+def records(vm):
+    return {record["name"]: record for record in vm.vmfrost("list").result}
+
+
+def stray(vm, snapshots, kept=(), check=False):
+    """What is there and should not be, or the other way round: a list of sentences. `kept`: names
+    of deleted snapshots that a QEMU that was started on them still needs."""
+    wrong = []
+    alive = vm.process.poll() is None
+    wanted = {f"{disk}.qcow2" for disk in DISKS}
+    wanted |= {f"{disk}@{name}.qcow2" for disk in DISKS for name in snapshots}
+    names = {entry.name for entry in vm.disks.iterdir()}
+    hidden = set(vm.hidden())
+    for name in sorted(wanted - names):
+        wrong.append(f"{name} is missing")
+    for name in sorted(names - wanted - hidden):
+        path = vm.disks / name
+        top = re.sub("@[^.]*", "", name)
+        if not (alive and any(f"@{old}." in name for old in kept) and
+                path.stat().st_ino == vm.inode(top)):
+            wrong.append(f"{name} is stray")
+    opened = vm.opened() if alive else {}
+    for name in sorted(hidden):
+        if name.endswith(".next") or vm.inode(name) not in opened:
+            wrong.append(f"{name} is stray")
+    for name in sorted(wanted & names) if check else ():
+        if not image_ok(vm.disks / name):
+            wrong.append(f"{name} has errors")
+    if vm.journal():
+        wrong.append("there is a journal")
+    if not alive:
+        return wrong
+    if vm.jobs():
+        wrong.append(f"jobs: {vm.jobs()}")
+    if vm.status() != "running":
+        wrong.append(f"the VM is {vm.status()}")
+    for disk in DISKS:
+        chain = vm.chain(disk)
+        if len(chain) != 1 + len(snapshots):
+            wrong.append(f"{disk}: chain {chain}")
+    nodes = {node["node-name"] for node in vm.qmp("query-named-block-nodes", flat=True)}
+    used = {name for disk in DISKS for name in vm.chain(disk)}
+    for name in sorted(nodes - used):
+        if re.match(r"vf[0-9a-f]{8}-\d+f?$", name):
+            wrong.append(f"node {name} is stray")
+    return wrong
+
+
+def content(vm, top, **snapshots):
+    """What is wrong with the content of the disks."""
+    wrong = []
+    for disk in DISKS:
+        for name, clusters in (("", top), *((f"@{key}", value) for key, value in snapshots.items())):
+            if (vm.disks / f"{disk}{name}.qcow2").exists():
+                found = vm.read(f"{disk}{name}.qcow2", len(clusters))
+                if found != clusters:
+                    wrong.append(f"{disk}{name}.qcow2: {found} and not {clusters}")
+        if vm.process.poll() is None:
+            found = vm.sees(disk, len(top))
+            if found != top:
+                wrong.append(f"{disk} as its guest sees it: {found} and not {top}")
+    return wrong
+
+
+def write_all(vm, pattern, cluster):
+    for disk in DISKS:
+        vm.write(disk, pattern, cluster)
+
+
+def is_ready(vm, name):
+    record = records(vm).get(name)
+    return bool(record and record["readyToUse"])
+
+
+def set_deadline(vm, seconds):
+    """The deadline in the journal is then."""
+    for journal in vm.journal():
+        text = journal.read_text()
+        journal.write_text(re.sub(r'"deadline": ?\d+', f'"deadline": {seconds}', text, count=1))
+
+
+def recover(vm, wrong, when):
+    out = vm.vmfrost("recover")
+    if out.code:
+        wrong.append(f"{when}: recover: exit {out.code}: {out.error} {out.err}")
+    return out
+
+
+def holds_io(point):
+    """QEMU holds the guest's I/O there, so that a write would wait for the recovery."""
+    return point in ("merge.pending", "merge.turned")
+
+
+# --- a snapshot ------------------------------------------------------------------
+
+def fail_it(vm, point):
+    """Words and test points with which a snapshot comes to a step of its way back."""
+    at = {"undo-doubt": "cut+", "undo-cut": "verify", "undo-files": "guard",
+          "undo-record": "overlays"}.get(point.rstrip("+"))
+    return at
+
+
+def kill_snapshot(vm, point, method):
+    """Take a snapshot that dies at a point. False if it never came there."""
+    at = fail_it(vm, point)
+    tests = f"kill:{point}" if not at else f"stop:{at},kill:{point}"
+    command = vm.start_vmfrost("snapshot", "@one", "--method", method, "--deadline", "1h",
+                               env={"VMFROST_TEST_AT": tests})
+    if at:
+        wait_until(lambda: process_state(command.pid) in ("T", "", "Z"), what=f"the stop at {at}",
+                   interval=0.002)
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+    return finish(command).code == -signal.SIGKILL
+
+
+def snapshot_case(vm, point, method, variant, wrong):
+    """One case; `vm` is as new before and after it. What is wrong is added to `wrong`."""
+    write_all(vm, 1, 0)
+    write_all(vm, 0, 1)
+    if not kill_snapshot(vm, point, method):
+        if is_ready(vm, "one"):
+            vm.delete("one")
+        elif records(vm):
+            vm.vmfrost("delete", "@one")
+        return False
+    top = [1, 0]
+    if "early" not in variant:
+        write_all(vm, 2, 1)
+        top = [1, 2]
+    if variant == "late":
+        set_deadline(vm, 1)
+    if "qemu" in variant or "again" in variant:
+        vm.kill()
+        wrong += [f"both dead: {line}" for line in content(vm, top)]
+    if "again" in variant:
+        vm.start()
+        write_all(vm, 3, 0)
+        top[0] = 3
+    out = recover(vm, wrong, "first")
+    ready = is_ready(vm, "one")
+    phase = records(vm).get("one", {}).get("phase")
+    wrong += [f"recovered: {line}" for line in stray(vm, ["one"] if ready else [],
+                                                        check=True)]
+    wrong += [f"recovered: {line}" for line in content(vm, top, one=[1, 0])]
+    if (phase == "Succeeded") != ready or phase == "InProgress":
+        wrong.append(f"recovered: the record is {phase}, ready {ready}")
+    if variant == "late" and ready and out.document.get("action") == "rolled-forward" and \
+            point not in ("record.saved", "record+"):
+        wrong.append("recovered: rolled forward after the deadline")
+    step = point.rstrip("+").split(".")[0]
+    if variant == "alive" and step in ("flip", "verify") and not ready:
+        wrong.append("recovered: rolled back before the deadline, though the cut was made")
+    out = recover(vm, wrong, "second")
+    if out.document.get("found"):
+        wrong.append("the second recover found something")
+    vm.restart()
+    out = recover(vm, wrong, "restart")
+    wrong += [f"restart: {line}" for line in stray(vm, ["one"] if ready else [])]
+    wrong += [f"restart: {line}" for line in content(vm, top, one=[1, 0])]
+    if vm.hidden():
+        wrong.append(f"restart: {vm.hidden()} are left")
+    if "one" in records(vm):
+        vm.delete("one")
+        wrong += [f"deleted: {line}" for line in stray(vm, [], ["one"])]
+        wrong += [f"deleted: {line}" for line in content(vm, top)]
+    if ready:
+        vm.restart()
+        recover(vm, wrong, "the end")
+        wrong += [f"the end: {line}" for line in stray(vm, [])]
+    if wrong:
+        wrong.append(f"names: {vm.names()}")
+    return True
+
+
+# --- a deletion ---------------------------------------------------------------------
+
+def delete_case(vm, point, method, variant, wrong):
+    """The same for a deletion that dies."""
+    write_all(vm, 1, 0)
+    write_all(vm, 0, 1)
+    vm.take("one", "--method", method)
+    write_all(vm, 2, 1)
+    at = {"stop-merge": "merge.started", "close": "accept"}.get(point.rstrip("+"))
+    tests = f"kill:{point}" if not at else f"stop:{at},kill:{point}"
+    if "second disk" in variant:
+        tests = f"stop:{point},stop:{point}"
+    command = vm.start_vmfrost("delete", "@one", env={"VMFROST_TEST_AT": tests})
+    if at:
+        wait_until(lambda: process_state(command.pid) in ("T", "", "Z"), what=f"the stop at {at}",
+                   interval=0.002)
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+    if finish(command).code != -signal.SIGKILL:
+        if "one" in records(vm):
+            vm.delete("one")
+        return False
+    top = [1, 2]
+    kept = []
+    if not holds_io(point) and "early" not in variant:
+        write_all(vm, 4, 0)
+        top[0] = 4
+    if "qemu" in variant or "again" in variant:
+        vm.kill()
+        wrong += [f"both dead: {line}" for line in content(vm, top)]
+    if "again" in variant:
+        vm.start()
+        kept = ["one"]
+        write_all(vm, 3, 0)
+        top[0] = 3
+    recover(vm, wrong, "first")
+    if "one" in records(vm):
+        if variant == "alive" and not at and point not in ("connect", "connect+", "look", "look+",
+                                                            "choose", "choose+", "accept"):
+            wrong.append("recovered: the deletion was not finished")
+        vm_was_off = vm.process.poll() is not None
+        if vm_was_off:
+            wrong += [f"recovered: {line}" for line in content(vm, top)]
+            vm.start()
+            kept = ["one"]
+        out = vm.vmfrost("delete", "@one")
+        if out.code:
+            wrong.append(f"deleted again: exit {out.code}: {out.error} {out.err}")
+    wrong += [f"recovered: {line}" for line in stray(vm, [], kept, check=True)]
+    wrong += [f"recovered: {line}" for line in content(vm, top)]
+    if recover(vm, wrong, "second").document.get("found"):
+        wrong.append("the second recover found something")
+    vm.restart()
+    recover(vm, wrong, "restart")
+    wrong += [f"restart: {line}" for line in stray(vm, [])]
+    wrong += [f"restart: {line}" for line in content(vm, top)]
+    if vm.hidden() or records(vm):
+        wrong.append(f"restart: {vm.hidden()} {list(records(vm))} are left")
+    if wrong:
+        wrong.append(f"names: {vm.names()}")
+    return True
+
+
+VARIANTS = {
+    "alive": "QEMU goes on",
+    "late": "and the deadline passes",
+    "qemu": "QEMU dies, too",
+    "qemu, early": "QEMU dies at the same time",
+    "again": "QEMU dies and is started again",
+}
+NEVER = {"undo-freeze", "thaw-late", "melt", "freeze", "thaw", "undo-doubt"}  # no agent, no doubt
+
+
+def matrix(t, operation, case, attach, method, variants, chosen=None):
+    for variant in variants:
+        came, missed = 0, []
+        with Qemu(words_for(attach), IMAGES) as vm:
+            for point in points(operation):
+                if chosen and not chosen(point):
+                    continue
+                wrong = []
+                try:
+                    if not case(vm, point, method, variant, wrong):
+                        missed.append(point)
+                        continue
+                except LabError as error:
+                    wrong.append(f"{error}")
+                came += 1
+                t.is_(wrong, [], f"{operation}, {attach}, {method}: killed at {point}, "
+                      f"{VARIANTS[variant]}")
+                if wrong:  # the next case shall begin anew
+                    vm.__exit__()
+                    vm.__init__(words_for(attach), IMAGES)
+                    vm.start()
+        steps = {point for point in missed if point.rstrip("+") not in NEVER}
+        t.is_(sorted(steps), [], f"{operation}, {attach}, {variant}: came to every step ({came})")
+
+
+def main_points(point):
+    """Without those that change nothing, and those that are hardly other than their neighbours."""
+    if os.environ.get("VMFROST_TEST_FULL"):
+        return True
+    return not point.endswith("+") and point not in (
+        "connect", "look", "plan", "agent", "choose", "accept", "undo-record", "close") \
+        or point in ("cut+", "rehearse+", "overlays+", "merge+", "undo-cut+", "record+")
+
+
+def snapshots(t):
+    matrix(t, "snapshot", snapshot_case, "drive", "existing", ["alive"])
+    matrix(t, "snapshot", snapshot_case, "drive", "existing",
+           ["late", "qemu", "qemu, early", "again"], main_points)
+    matrix(t, "snapshot", snapshot_case, "blockdev", "preopened", ["alive", "qemu"], main_points)
+    matrix(t, "snapshot", snapshot_case, "blockdev", "existing", ["late", "again"], main_points)
+
+
+def deletions(t):
+    matrix(t, "delete", delete_case, "drive", "existing", ["alive"])
+    matrix(t, "delete", delete_case, "drive", "existing", ["qemu", "qemu, early", "again"],
+           main_points)
+    matrix(t, "delete", delete_case, "blockdev", "preopened", ["alive", "qemu"], main_points)
+
+
+def main():
+    with Tap() as t:
+        only = os.environ.get("ONLY", "")
+        for part in (snapshots, deletions):
+            if only in part.__name__:
+                part(t)
+
+
+main()
