@@ -145,6 +145,7 @@ VMFROST_API const char *vmfrost_version(void);
  */
 
 enum vmfrost_quiesce {
+    VMFROST_QUIESCE_DEFAULT, /* the VM's setting, else auto */
     VMFROST_QUIESCE_AUTO,    /* an agent that is there must freeze; without one, best effort */
     VMFROST_QUIESCE_REQUIRE, /* no agent is an error */
     VMFROST_QUIESCE_PREFER,  /* a failed freeze falls back to best effort, labelled so */
@@ -152,6 +153,7 @@ enum vmfrost_quiesce {
 };
 
 enum vmfrost_method {
+    VMFROST_METHOD_DEFAULT,   /* the VM's setting, else existing */
     VMFROST_METHOD_EXISTING,  /* blockdev-snapshot-sync, mode=existing */
     VMFROST_METHOD_PREOPENED, /* blockdev-add, then blockdev-snapshot */
 };
@@ -171,8 +173,8 @@ struct vmfrost_snapshot_options {
 };
 #define VMFROST_SNAPSHOT_OPTIONS_INIT                                                              \
     {                                                                                              \
-        sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_AUTO,              \
-            VMFROST_METHOD_EXISTING, NULL, 0                                                       \
+        sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_DEFAULT,           \
+            VMFROST_METHOD_DEFAULT, NULL, 0                                                        \
     }
 
 /* Takes a snapshot. The document is its record (docs/record.md), also when it failed after it

@@ -83,6 +83,7 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
                             (!opened.read_only && !opened.read_write))))
             break;
         set(&cut->overlay_node, disk->node);
+        set(&cut->filter, disk->root && strcmp(disk->root, disk->node) != 0 ? disk->root : NULL);
         set(&cut->overlay_file_node, disk->file_named ? disk->file_node : NULL);
         set(&cut->node, base);
         set(&cut->base_file, base_file);

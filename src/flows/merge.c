@@ -345,9 +345,11 @@ start_commit(struct vf_flow *flow)
 {
     const struct vf_cut *cut = current(flow);
     VF_AUTO_FREE char *id = job_id(flow);
+    /* "device" has to be a root node: below a filter that is the filter. */
     struct json_object *arguments =
-        vf_json_strings("job-id", id, "device", cut->overlay_node, "top-node", cut->overlay_node,
-                        "base-node", cut->node, "on-error", "report", NULL);
+        vf_json_strings("job-id", id, "device", cut->filter ? cut->filter : cut->overlay_node,
+                        "top-node", cut->overlay_node, "base-node", cut->node, "on-error",
+                        "report", NULL);
 
     vf_json_add_bool(arguments, "auto-finalize", false);
     vf_json_add_bool(arguments, "auto-dismiss", false);

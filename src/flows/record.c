@@ -123,6 +123,7 @@ static const char *
 quiesce_name(enum vmfrost_quiesce quiesce)
 {
     switch (quiesce) {
+    case VMFROST_QUIESCE_DEFAULT: /* the library's entry has put the VM's setting in its place */
     case VMFROST_QUIESCE_AUTO:
         return "auto";
     case VMFROST_QUIESCE_REQUIRE:

@@ -151,10 +151,10 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
     check_duration(flow, "a deadline", taken->deadline_ms);
     check_duration(flow, "a frozen limit", taken->frozen_limit_ms);
     check_duration(flow, "a wait for the thaw", taken->thaw_wait_ms);
-    if (taken->quiesce == VMFROST_QUIESCE_AUTO && flow->vm.quiesce_set)
-        taken->quiesce = flow->vm.quiesce;
-    if (taken->method == VMFROST_METHOD_EXISTING && flow->vm.method_set)
-        taken->method = flow->vm.method;
+    if (taken->quiesce == VMFROST_QUIESCE_DEFAULT)
+        taken->quiesce = flow->vm.quiesce_set ? flow->vm.quiesce : VMFROST_QUIESCE_AUTO;
+    if (taken->method == VMFROST_METHOD_DEFAULT)
+        taken->method = flow->vm.method_set ? flow->vm.method : VMFROST_METHOD_EXISTING;
     for (size_t i = 0; i < taken->exclude_count; i++) {
         VF_GROW(flow->exclude, flow->exclude_count);
         flow->exclude[flow->exclude_count++] = vf_strdup(taken->exclude[i]);

@@ -20,6 +20,7 @@ vf_cut_make(struct vf_cut *cut, const struct vf_disk *disk, const struct vf_plac
         .node = vf_strdup(disk->node),
         /* Short: QEMU reads requests byte by byte, also inside the frozen window. */
         .overlay_node = vf_printf("vf%.8s-%zu", id, index),
+        .filter = disk->root && strcmp(disk->root, disk->node) != 0 ? vf_strdup(disk->root) : NULL,
         /* A bare protocol node holds raw bytes. */
         .format = vf_strdup(disk->file_node ? disk->format : "raw"),
         .base_file = vf_strdup(disk->file),
@@ -42,6 +43,7 @@ vf_cut_release(struct vf_cut *cut)
     free(cut->node);
     free(cut->overlay_node);
     free(cut->overlay_file_node);
+    free(cut->filter);
     free(cut->format);
     free(cut->base_file);
     free(cut->why);
@@ -54,7 +56,7 @@ vf_cut_json(const struct vf_cut *cut)
 {
     struct json_object *document =
         vf_json_strings("name", cut->name, "node", cut->node, "overlayNode", cut->overlay_node,
-                        "overlayFileNode", cut->overlay_file_node,
+                        "overlayFileNode", cut->overlay_file_node, "filter", cut->filter,
                         "format", cut->format, "baseFile", cut->base_file, "naming",
                         cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "why", cut->why, "top",
                         cut->names.top, "sealed", cut->names.sealed, "overlay", cut->names.overlay,
@@ -104,6 +106,7 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
         .node = take(document, "node"),
         .overlay_node = take(document, "overlayNode"),
         .overlay_file_node = take(document, "overlayFileNode"),
+        .filter = take(document, "filter"),
         .format = take(document, "format"),
         .base_file = take(document, "baseFile"),
         .naming = naming && strcmp(naming, "flip") == 0 ? VF_NAMING_FLIP : VF_NAMING_NEW_FILE,

@@ -19,6 +19,7 @@ struct vf_cut {
     char *overlay_node; /* the overlay's node */
     char *overlay_file_node; /* of an overlay that the launcher opened with -blockdev: the node that it
                                 made for its file, and that goes with it; else NULL */
+    char *filter;       /* the device's own node where that is a filter above; NULL: none */
     char *format;       /* of the base, as it stands in the overlay's header */
     char *base_file;    /* the base's file name as QEMU knows it */
     int64_t size;       /* virtual, in bytes */
