@@ -35,6 +35,7 @@ enum step {
     LET_GO,
     FILES,
     CLOSE,
+    UNDO_FREEZE,
     STOP_MERGE,
     STEP_COUNT,
 };
@@ -603,14 +604,18 @@ static const struct vf_step steps[STEP_COUNT] = {
         .next = CLOSE, .when = VF_IF_FILES},
     [CLOSE] = {.name = "close", .title = "Closing the journal",
         .start = close_up, .budget_ms = MINUTE_MS, .next = END, .when = VF_IF_INTERRUPTED},
+    [UNDO_FREEZE] = {.name = "undo-freeze", .title = "Thawing the guest",
+        .start = thaw_more, .pays = VF_OWE_THAW, .budget_ms = 5000,
+        .patience_ms = VF_PATIENCE_THAW, .pause_ms = 250},
     [STOP_MERGE] = {.name = "stop-merge", .title = "Stopping the merge",
         .start = vf_step_stop_merge, .pays = VF_OWE_CUT, .budget_ms = MINUTE_MS,
         .patience_ms = MINUTE_MS, .pause_ms = 500},
 };
 
-/* A merge is stopped, so that no VM stays paused. Otherwise recovery has no way back: what is still owed
- * stays in the journal, for the next one. */
+/* A merge is stopped, so that no VM stays paused; before that, the thaw is tried once more. Otherwise recovery has
+ * no way back: what is still owed stays in the journal, for the next one. */
 static const struct vf_undo undos[] = {
+    {VF_OWE_THAW, UNDO_FREEZE, 0},
     {VF_OWE_CUT, STOP_MERGE, 0},
 };
 

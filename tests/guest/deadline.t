@@ -35,10 +35,10 @@ def forgotten(site, name):
 
 def in_the_freeze(site):
     before = state_of(site)
-    site.vm.set_fault("freeze", "slow:5")
+    site.vm.set_fault("freeze", "slow:4")
     began = time.monotonic()
     done = site.expect(4, "snapshot", "web@slow", "--deadline", "2s",
-                       what="a deadline of 2 s, a freeze of 5 s: exit 4")
+                       what="a deadline of 2 s, a freeze of 4 s: exit 4")
     site.tap.diag(f"ended after {time.monotonic() - began:.1f} s: {done.err}")
     site.tap.ok("deadline of 2 s" in done.err and "the guest is thawed" in done.err,
                 "slow: it says what happened")
@@ -58,7 +58,7 @@ def in_the_freeze(site):
 def by_setting(site):
     before = state_of(site)
     site.add("deadline=1s")
-    site.vm.set_fault("freeze", "slow:3")
+    site.vm.set_fault("freeze", "slow:2")
     record = site.snapshot(4, "setting", what="the same by the VM's settings: exit 4")
     site.vm.clear_faults()
     rolled_back(site, "setting", before, record)
@@ -79,7 +79,7 @@ def before_it_began(site):
 
 def after_the_cut(site, *options):
     before = state_of(site)
-    site.vm.set_fault("thaw", "slow:4")
+    site.vm.set_fault("thaw", "slow:3")
     record = site.snapshot(4, "cut", "--deadline", "2s", *options,
                            what="a deadline that passes after the cut: exit 4")
     site.vm.clear_faults()
