@@ -103,8 +103,8 @@ struct cli {
     char *snapshot;     /* name; NULL: none was given */
     const char **words; /* of TARGET_COMMAND and TARGET_WORDS, NULL-terminated */
     struct out out, err;
-    struct out *log;   /* the file of --log; NULL: none */
-    struct live *live; /* whose line may stand on the terminal; NULL: nobody's */
+    struct out *log;           /* the file of --log; NULL: none */
+    struct live *live;         /* whose line may stand on the terminal; NULL: nobody's */
     struct json_object *shown; /* array: warnings that were shown while they happened */
     struct ev_loop *loop;
     struct vmfrost *context;

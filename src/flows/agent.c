@@ -61,8 +61,8 @@ ready(struct vf_flow *flow)
     if (!limit_ms)
         limit_ms = flow->vm.frozen_limit_ms;
     if (!limit_ms)
-        limit_ms = flow->agent.windows || flow->vm.windows ? FROZEN_LIMIT_WINDOWS_MS
-                                                           : FROZEN_LIMIT_MS;
+        limit_ms =
+            flow->agent.windows || flow->vm.windows ? FROZEN_LIMIT_WINDOWS_MS : FROZEN_LIMIT_MS;
     flow->engine.frozen_limit_ms = limit_ms;
     flow->engine.conditions |= VF_IF_AGENT;
     vf_end(flow, VF_OK);
@@ -91,8 +91,9 @@ on_status(struct vf_flow *flow, const struct vf_reply *reply)
     if (!status || strcmp(status, "thawed") != 0) {
         vf_note(flow, VMFROST_FAILED, "the guest's file systems are %s already",
                 status && strcmp(status, "frozen") == 0 ? "frozen" : "in an unknown state");
-        vf_advise(flow, "somebody else froze them, or a freeze was never undone: "
-                        "`vmfrost thaw %s` thaws",
+        vf_advise(flow,
+                  "somebody else froze them, or a freeze was never undone: "
+                  "`vmfrost thaw %s` thaws",
                   flow->vm.name);
         vf_end(flow, VF_REFUSED);
         return;

@@ -9,8 +9,9 @@
 #include "util/json.h"
 #include "util/mem.h"
 
-/* The rest of an operation is about the QEMU that it began with: another process that answers on the same
- * socket by now knows nothing of our nodes, and their absence from its graph proves nothing. */
+/* The rest of an operation is about the QEMU that it began with: another process that answers on
+ * the same socket by now knows nothing of our nodes, and their absence from its graph proves
+ * nothing. */
 static bool
 is_same_qemu(struct vf_flow *flow, pid_t peer)
 {
@@ -36,8 +37,7 @@ on_open(void *data, const struct vf_reply *reply)
         vf_end(flow, VF_UNKNOWN);
         return;
     }
-    struct json_object *version =
-        vf_json_object(vf_json_object(reply->value, "version"), "qemu");
+    struct json_object *version = vf_json_object(vf_json_object(reply->value, "version"), "qemu");
     int64_t major = 0, minor = 0, micro = 0;
 
     vf_json_int(version, "major", &major);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * Deleting a snapshot: a record without content is just removed; the newest snapshot of a running VM is
- * merged: the current overlay goes down into the snapshot's image, which becomes the current
+ * Deleting a snapshot: a record without content is just removed; the newest snapshot of a running
+ * VM is merged: the current overlay goes down into the snapshot's image, which becomes the current
  * one again.
  *
- * From the first byte that is merged the image is no snapshot any more, so its record says so before. A
- * deletion that was interrupted is simply repeated.
+ * From the first byte that is merged the image is no snapshot any more, so its record says so
+ * before. A deletion that was interrupted is simply repeated.
  */
 #include <dirent.h>
 #include <stdlib.h>
@@ -15,8 +15,8 @@
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
-#include "util/json.h"
 #include "util/file.h"
+#include "util/json.h"
 #include "util/mem.h"
 #include "vm/graph.h"
 #include "vm/qcow2.h"
@@ -42,8 +42,9 @@ set(char **slot, const char *value)
     *slot = value ? vf_strdup(value) : NULL;
 }
 
-/* The snapshot's overlay is the disk's current image: then these are its nodes in this QEMU. Or its base is:
- * then a deletion that was interrupted has merged this disk, and only its files are left. */
+/* The snapshot's overlay is the disk's current image: then these are its nodes in this QEMU. Or its
+ * base is: then a deletion that was interrupted has merged this disk, and only its files are left.
+ */
 static bool
 adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
 {
@@ -91,13 +92,14 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
         return true;
     }
     vf_fail(error, VMFROST_FAILED, "disk %s does not run on top of this snapshot now", cut->name);
-    return vf_hint(error, "only the newest snapshot of a running VM can be deleted: delete newer "
-                          "ones first (vmfrost list %s)",
+    return vf_hint(error,
+                   "only the newest snapshot of a running VM can be deleted: delete newer "
+                   "ones first (vmfrost list %s)",
                    flow->vm.name);
 }
 
-/* No other image in the folder has this one as its backing file: a merge would change it under that one. What
- * lies elsewhere cannot be known. */
+/* No other image in the folder has this one as its backing file: a merge would change it under that
+ * one. What lies elsewhere cannot be known. */
 static bool
 nobody_builds_on(struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -172,8 +174,9 @@ choose(struct vf_flow *flow)
             vf_note(flow, VMFROST_FAILED,
                     "disk %s: its launcher may have been changed to start %s already", cut->name,
                     cut->names.overlay);
-            vf_advise(flow, "stop the VM, let its launcher start %s again, and merge with "
-                            "`qemu-img commit %s`",
+            vf_advise(flow,
+                      "stop the VM, let its launcher start %s again, and merge with "
+                      "`qemu-img commit %s`",
                       cut->names.sealed, cut->names.overlay);
             vf_end(flow, VF_REFUSED);
             return;
@@ -231,30 +234,63 @@ close_up(struct vf_flow *flow)
 #define DAY_MS (24 * 60 * MINUTE_MS)
 
 static const struct vf_step steps[STEP_COUNT] = {
-    [CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = vf_step_connect, .budget_ms = 10000, .next = LOOK},
-    [LOOK] = {.name = "look", .title = "Looking at the VM",
-        .start = vf_step_look, .budget_ms = 10000, .next = CHOOSE},
-    [CHOOSE] = {.name = "choose", .title = "Finding the images",
-        .start = choose, .budget_ms = 10000, .next = ACCEPT},
-    [ACCEPT] = {.name = "accept", .title = "Writing the journal",
-        .start = accept, .owes = VF_OWE_RECORD, .sticky = VF_OWE_RECORD, .budget_ms = MINUTE_MS,
-        .next = MERGE},
-    [MERGE] = {.name = "merge", .title = "Merging",
-        .start = vf_step_merge, .owes = VF_OWE_CUT, .sticky = VF_OWE_CUT, .pays = VF_OWE_CUT,
-        .budget_ms = DAY_MS, .next = FILES},
-    [FILES] = {.name = "files", .title = "Removing the merged images",
-        .start = vf_step_undo_files, .budget_ms = MINUTE_MS, .patience_ms = 5000, .pause_ms = 250,
-        .next = REMOVE},
-    [REMOVE] = {.name = "remove", .title = "Removing the record",
-        .start = remove_record, .pays = VF_OWE_RECORD, .budget_ms = MINUTE_MS, .next = END},
+    [CONNECT] = {.name = "connect",
+                 .title = "Connecting to QEMU",
+                 .start = vf_step_connect,
+                 .budget_ms = 10000,
+                 .next = LOOK},
+    [LOOK] = {.name = "look",
+              .title = "Looking at the VM",
+              .start = vf_step_look,
+              .budget_ms = 10000,
+              .next = CHOOSE},
+    [CHOOSE] = {.name = "choose",
+                .title = "Finding the images",
+                .start = choose,
+                .budget_ms = 10000,
+                .next = ACCEPT},
+    [ACCEPT] = {.name = "accept",
+                .title = "Writing the journal",
+                .start = accept,
+                .owes = VF_OWE_RECORD,
+                .sticky = VF_OWE_RECORD,
+                .budget_ms = MINUTE_MS,
+                .next = MERGE},
+    [MERGE] = {.name = "merge",
+               .title = "Merging",
+               .start = vf_step_merge,
+               .owes = VF_OWE_CUT,
+               .sticky = VF_OWE_CUT,
+               .pays = VF_OWE_CUT,
+               .budget_ms = DAY_MS,
+               .next = FILES},
+    [FILES] = {.name = "files",
+               .title = "Removing the merged images",
+               .start = vf_step_undo_files,
+               .budget_ms = MINUTE_MS,
+               .patience_ms = 5000,
+               .pause_ms = 250,
+               .next = REMOVE},
+    [REMOVE] = {.name = "remove",
+                .title = "Removing the record",
+                .start = remove_record,
+                .pays = VF_OWE_RECORD,
+                .budget_ms = MINUTE_MS,
+                .next = END},
 
     /* The way back: what is merged stays merged, and a second try goes on from there. */
-    [STOP_MERGE] = {.name = "stop-merge", .title = "Stopping the merge",
-        .start = vf_step_stop_merge, .pays = VF_OWE_CUT, .budget_ms = MINUTE_MS,
-        .patience_ms = MINUTE_MS, .pause_ms = 500},
-    [CLOSE] = {.name = "close", .title = "Closing the journal",
-        .start = close_up, .pays = VF_OWE_RECORD, .budget_ms = MINUTE_MS},
+    [STOP_MERGE] = {.name = "stop-merge",
+                    .title = "Stopping the merge",
+                    .start = vf_step_stop_merge,
+                    .pays = VF_OWE_CUT,
+                    .budget_ms = MINUTE_MS,
+                    .patience_ms = MINUTE_MS,
+                    .pause_ms = 500},
+    [CLOSE] = {.name = "close",
+               .title = "Closing the journal",
+               .start = close_up,
+               .pays = VF_OWE_RECORD,
+               .budget_ms = MINUTE_MS},
 };
 
 static const struct vf_undo undos[] = {
@@ -272,8 +308,11 @@ const struct vf_table vf_delete_table = {
 };
 
 static const struct vf_step forget_steps[] = {
-    [1] = {.name = "remove", .title = "Removing the record",
-        .start = remove_record, .budget_ms = MINUTE_MS, .next = VF_STEP_END},
+    [1] = {.name = "remove",
+           .title = "Removing the record",
+           .start = remove_record,
+           .budget_ms = MINUTE_MS,
+           .next = VF_STEP_END},
 };
 
 const struct vf_table vf_forget_table = {

@@ -48,9 +48,9 @@ on_chardevs(struct vf_flow *flow, const struct vf_reply *reply)
     struct json_object *machine = vf_json_at(machines(flow), flow->at_part);
     struct json_object *sockets = vf_json_array(machine, "agent");
 
-    for (size_t i = 0; reply->outcome == VF_OK &&
-                       json_object_is_type(reply->value, json_type_array) &&
-                       i < vf_json_length(reply->value);
+    for (size_t i = 0;
+         reply->outcome == VF_OK && json_object_is_type(reply->value, json_type_array) &&
+         i < vf_json_length(reply->value);
          i++) {
         struct json_object *device = vf_json_at(reply->value, i);
         const char *filename = vf_json_string(device, "filename");
@@ -102,10 +102,17 @@ ask(struct vf_flow *flow)
 }
 
 static const struct vf_step steps[STEP_COUNT] = {
-    [FIND] = {.name = "find", .title = "Looking for QEMU processes",
-        .start = find, .budget_ms = 10000, .next = ASK},
-    [ASK] = {.name = "ask", .title = "Asking their monitors",
-        .start = ask, .budget_ms = 10000, .patience_ms = 10 * 60 * 1000, .next = END},
+    [FIND] = {.name = "find",
+              .title = "Looking for QEMU processes",
+              .start = find,
+              .budget_ms = 10000,
+              .next = ASK},
+    [ASK] = {.name = "ask",
+             .title = "Asking their monitors",
+             .start = ask,
+             .budget_ms = 10000,
+             .patience_ms = 10 * 60 * 1000,
+             .next = END},
 };
 
 const struct vf_table vf_discover_table = {

@@ -2,9 +2,9 @@
  *
  * Taking away what was prepared for a cut, or what a merge has left over: nodes, files, links.
  *
- * Guarantees: an overlay goes only if no QEMU of this host has it open and if it holds nothing of the
- * guest's that is not in its base; a sealed name only while the disk's own name leads to the same
- * image. Where that cannot be seen, nothing is removed, and the error says why.
+ * Guarantees: an overlay goes only if no QEMU of this host has it open and if it holds nothing of
+ * the guest's that is not in its base; a sealed name only while the disk's own name leads to the
+ * same image. Where that cannot be seen, nothing is removed, and the error says why.
  */
 #include <errno.h>
 #include <string.h>
@@ -17,8 +17,8 @@
 #include "util/text.h"
 #include "vm/graph.h"
 
-/* A QEMU that was started after the snapshot opened the base by its sealed name: that one has to stay
- * as long as QEMU does, although the snapshot goes. */
+/* A QEMU that was started after the snapshot opened the base by its sealed name: that one has to
+ * stay as long as QEMU does, although the snapshot goes. */
 static bool
 knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
 {
@@ -29,8 +29,9 @@ knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
 static bool
 keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    vf_warn(flow, "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
-                  "at the first command after QEMU has ended",
+    vf_warn(flow,
+            "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
+            "at the first command after QEMU has ended",
             cut->names.sealed, cut->names.top);
     return vf_links_add(flow, cut->names.sealed, cut->names.top);
 }
@@ -56,8 +57,8 @@ is_open(const struct vf_flow *flow, struct vf_inode inode)
     return false;
 }
 
-/* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has to be seen
- * before any name goes. */
+/* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has
+ * to be seen before any name goes. */
 static bool
 may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
 {
@@ -65,12 +66,14 @@ may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overl
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
                        cut->name, cut->names.overlay);
     if (overlay.number && !cut->merged && vf_overlay_has_data(cut))
-        return vf_note(flow, VMFROST_FAILED,
-                       "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",
-                       cut->name, cut->names.overlay);
+        return vf_note(
+            flow, VMFROST_FAILED,
+            "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",
+            cut->name, cut->names.overlay);
     if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base))
-        return vf_note(flow, VMFROST_FAILED, "disk %s: %s does not lead to its image: nothing is removed",
-                       cut->name, cut->names.top);
+        return vf_note(flow, VMFROST_FAILED,
+                       "disk %s: %s does not lead to its image: nothing is removed", cut->name,
+                       cut->names.top);
     return true;
 }
 
@@ -81,7 +84,8 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
     struct vf_inode overlay = cut->overlay;
     bool gone = true;
 
-    /* Killed between creation and the next line of the journal: what has the random name is ours. */
+    /* Killed between creation and the next line of the journal: what has the random name is ours.
+     */
     if (!overlay.number)
         overlay = vf_cut_overlay_inode(cut);
     if (!may_remove(flow, cut, overlay))
@@ -135,8 +139,8 @@ on_old_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;
-    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
-                       i < vf_json_length(reply->value);
+    for (size_t i = 0;
+         json_object_is_type(reply->value, json_type_array) && i < vf_json_length(reply->value);
          i++) {
         struct json_object *job = vf_json_at(reply->value, i);
         const char *id = vf_json_string(job, "id");
@@ -162,8 +166,8 @@ dismiss_jobs(struct vf_flow *flow)
     vf_ask(flow, "query-jobs", NULL, on_old_jobs);
 }
 
-/* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or the
- * launcher's), its file's (interrupted), or the launcher's for its file. */
+/* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or
+ * the launcher's), its file's (interrupted), or the launcher's for its file. */
 static char *
 leftover_node(const struct vf_flow *flow)
 {

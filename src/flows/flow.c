@@ -402,7 +402,7 @@ disturb(struct vf_flow *flow, const char *what)
 static void
 on_event(void *owner, const char *name, struct json_object *data)
 {
-    static const char *const disturbing[] = {"RESET",          "SHUTDOWN", "STOP", "SUSPEND",
+    static const char *const disturbing[] = {"RESET",          "SHUTDOWN", "STOP",     "SUSPEND",
                                              "GUEST_PANICKED", "WATCHDOG", "MIGRATION"};
     struct vf_flow *flow = owner;
     const char *id = vf_json_string(data, "id");
@@ -467,9 +467,9 @@ begin(struct vf_flow *flow)
         run_or_end(flow);
         return;
     }
-    what = vf_printf("%s %s%s%s", flow->engine.table->operation, flow->vm.name,
-                     flow->snapshot_name ? "@" : "",
-                     flow->snapshot_name ? flow->snapshot_name : "");
+    what =
+        vf_printf("%s %s%s%s", flow->engine.table->operation, flow->vm.name,
+                  flow->snapshot_name ? "@" : "", flow->snapshot_name ? flow->snapshot_name : "");
     flow->lock_fd = vf_vm_lock(&flow->vm, what, &flow->error);
     if (flow->lock_fd < 0 || flow->no_recovery || !vf_journal_exists(&flow->vm)) {
         run_or_end(flow);
@@ -593,7 +593,8 @@ vf_conclude(struct vf_flow *flow)
     if (flow->engine.cause != VF_CAUSE_NONE && !vf_failed(error))
         vf_fail(error, VMFROST_FAILED, "%s failed",
                 flow->engine.table->steps[flow->engine.failed_step].title);
-    /* A thaw that could not be verified matters only where there is a snapshot that it belongs to. */
+    /* A thaw that could not be verified matters only where there is a snapshot that it belongs to.
+     */
     if (error->code == VMFROST_UNVERIFIED && flow->snapshot_state == VMFROST_SNAPSHOT_NONE)
         error->code = VMFROST_FAILED;
     if (vf_failed(error) && flow->record && (flow->engine.owed & UNFINISHED & ~flow->engine_pays)) {
@@ -629,8 +630,9 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
     (void)revents;
     vf_conclude(flow);
     if (vf_failed(&flow->error) && (flow->engine.owed & ~(unsigned)VF_OWE_THAW))
-        vf_hint(&flow->error, "not all of it could be undone: see `vmfrost status %s`, put right what "
-                              "is in the way, then run `vmfrost recover %s`",
+        vf_hint(&flow->error,
+                "not all of it could be undone: see `vmfrost status %s`, put right what "
+                "is in the way, then run `vmfrost recover %s`",
                 flow->vm.name, flow->vm.name);
     if (flow->engine.owed & (VF_OWE_RESOLVE | VF_OWE_CUT))
         flow->snapshot_state = VMFROST_SNAPSHOT_UNKNOWN;
@@ -646,9 +648,10 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
         .guest = guest_state(flow),
         .text = flow->error.text,
         .next = flow->error.next,
-        .json = document ? json_object_to_json_string_ext(document, JSON_C_TO_STRING_PLAIN |
-                                                                        JSON_C_TO_STRING_NOSLASHESCAPE)
-                         : "{}",
+        .json = document
+                    ? json_object_to_json_string_ext(document, JSON_C_TO_STRING_PLAIN |
+                                                                   JSON_C_TO_STRING_NOSLASHESCAPE)
+                    : "{}",
     };
     vmfrost_done_fn *done = flow->on_done;
     void *data = flow->data;

@@ -59,13 +59,13 @@ struct vf_facts {
 
 /* What is known of the guest agent. */
 struct vf_agent {
-    char *socket;      /* NULL: none found */
-    char *port_id;     /* id= of its virtserialport, for VSERPORT_CHANGE; NULL: none */
-    bool port_known;   /* the port's state could be asked */
-    bool port_open;    /* something in the guest has it open */
-    bool connected;    /* it answered */
+    char *socket;    /* NULL: none found */
+    char *port_id;   /* id= of its virtserialport, for VSERPORT_CHANGE; NULL: none */
+    bool port_known; /* the port's state could be asked */
+    bool port_open;  /* something in the guest has it open */
+    bool connected;  /* it answered */
     bool windows;
-    char *message;     /* for people: why it is not connected */
+    char *message; /* for people: why it is not connected */
 };
 
 /* When things happened, in microseconds of the monotonic clock; 0: they did not. */
@@ -83,8 +83,8 @@ struct vf_flow {
     struct ev_loop *loop;
     struct vf_store *store;
     struct vf_log log;
-    char *vm_name;       /* as the user gave it */
-    char *snapshot_name; /* NULL: none yet */
+    char *vm_name;                           /* as the user gave it */
+    char *snapshot_name;                     /* NULL: none yet */
     struct vmfrost_snapshot_options options; /* its strings are not valid: see below */
     char **exclude;
     size_t exclude_count;
@@ -92,8 +92,8 @@ struct vf_flow {
     vmfrost_event_fn *on_event;
     vmfrost_done_fn *on_done;
     void *data;
-    void (*prepare)(struct vf_flow *flow);  /* when the lock is held and all is recovered; may note an
-                                               error; may be NULL */
+    void (*prepare)(struct vf_flow *flow);  /* when the lock is held and all is recovered; may note
+                                               an  error; may be NULL */
     void (*document)(struct vf_flow *flow); /* completes `document_json` at the end; may be NULL */
     bool changes;     /* takes the VM's lock, and recovers what an earlier operation left */
     bool no_recovery; /* ... only takes the lock */
@@ -116,20 +116,20 @@ struct vf_flow {
     bool preopened;
     struct vf_journal journal;
     struct vf_guard guard;
-    struct json_object *record;   /* NULL: this flow has none */
+    struct json_object *record; /* NULL: this flow has none */
     struct json_object *document_json;
     struct json_object *warnings; /* array of strings */
     struct vf_evidence evidence;
     enum vmfrost_snapshot_state snapshot_state;
-    bool froze;      /* a freeze was sent */
-    bool unverified; /* taken, but the thaw came late or is not proved */
-    bool emergency;  /* the emergency thaw was sent */
-    bool held;       /* left frozen on purpose, with a guard */
+    bool froze;           /* a freeze was sent */
+    bool unverified;      /* taken, but the thaw came late or is not proved */
+    bool emergency;       /* the emergency thaw was sent */
+    bool held;            /* left frozen on purpose, with a guard */
     bool quiesce_failed;  /* gone on without a freeze that was wished for */
     unsigned engine_pays; /* debts that the running step is about to pay */
 
     /* The steps' own: where a step that does one thing after another stands. */
-    size_t at;           /* index of the disk, or of the question */
+    size_t at; /* index of the disk, or of the question */
     size_t at_part;
     char *job;           /* the job that is waited for; NULL: none */
     unsigned job_states; /* bit mask of the states that end the wait */
@@ -139,14 +139,14 @@ struct vf_flow {
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);
     struct json_object *ports; /* paths of virtio-serial ports */
-    size_t merge_at;     /* the disk that is merged */
-    bool merge_final;    /* its name was turned to the base for good */
+    size_t merge_at;           /* the disk that is merged */
+    bool merge_final;          /* its name was turned to the base for good */
     enum vf_outcome merge_outcome;
-    struct json_object *journal_lines; /* recovery: what was read */
+    struct json_object *journal_lines;      /* recovery: what was read */
     struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */
-    const char *action; /* recovery: what was done, for the document */
-    bool half_merged;   /* recovery: some images are merged, and the VM is gone */
-    bool implicit;      /* recovery: before another operation, not asked for by a person */
+    const char *action;                     /* recovery: what was done, for the document */
+    bool half_merged; /* recovery: some images are merged, and the VM is gone */
+    bool implicit;    /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
     bool stopped; /* we stopped the VM, and have to let it go on */
 
@@ -161,7 +161,7 @@ struct vf_flow {
     size_t queued_count;
     bool window_open;
     bool started, stop_asked, concluded, lock_borrowed;
-    struct vf_flow *child; /* the recovery that runs first */
+    struct vf_flow *child;                            /* the recovery that runs first */
     void (*on_end)(struct vf_flow *flow, void *data); /* just before `done`; may be NULL */
     void *on_end_data;
 };
@@ -181,8 +181,8 @@ void vf_end(struct vf_flow *flow, enum vf_outcome outcome);
 /* Fails the running step: notes the error, then ends it as REFUSED. */
 void vf_refuse(struct vf_flow *flow, enum vmfrost_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* Notes an error without ending anything; on the way back it becomes a warning of the record. Returns
- * false. */
+/* Notes an error without ending anything; on the way back it becomes a warning of the record.
+ * Returns false. */
 bool vf_note(struct vf_flow *flow, enum vmfrost_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void vf_advise(struct vf_flow *flow, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -190,8 +190,8 @@ void vf_advise(struct vf_flow *flow, const char *format, ...) __attribute__((for
 bool vf_note_error(struct vf_flow *flow, struct vmfrost_error *error);
 void vf_warn(struct vf_flow *flow, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* True if the reply is OK. Else ends the step with the reply's outcome and an error made of the format
- * and the peer's words; the caller returns at once. */
+/* True if the reply is OK. Else ends the step with the reply's outcome and an error made of the
+ * format and the peer's words; the caller returns at once. */
 bool vf_expect(struct vf_flow *flow, const struct vf_reply *reply, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
@@ -206,13 +206,13 @@ int64_t vf_now_us(void);
 /* RFC 3339, UTC, microseconds, of a monotonic stamp of this flow; into a static-size buffer. */
 void vf_flow_time(const struct vf_flow *flow, int64_t stamp_us, char out[32]);
 
-/* Opens and closes the time in which nothing is told, so that nothing but the window's own work is done
- * in it. */
+/* Opens and closes the time in which nothing is told, so that nothing but the window's own work is
+ * done in it. */
 void vf_window_opens(struct vf_flow *flow);
 void vf_window_closes(struct vf_flow *flow);
 
-/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, or several with
- * commas between them. */
+/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, or several
+ * with commas between them. */
 void vf_test_point(const struct vf_flow *flow, const char *name);
 
 #endif

@@ -2,9 +2,9 @@
  *
  * Freezing and thawing by hand, with the same guard and the same limits as a snapshot.
  *
- * A guest that was frozen by hand stays frozen when the operation is done: its guard, which outlives
- * everybody, thaws it when the time is up. The journal stays as well, so that whoever comes next
- * knows.
+ * A guest that was frozen by hand stays frozen when the operation is done: its guard, which
+ * outlives everybody, thaws it when the time is up. The journal stays as well, so that whoever
+ * comes next knows.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -59,8 +59,7 @@ hold(struct vf_flow *flow)
         vf_refuse(flow, VMFROST_FAILED, "the guard is gone, that was to thaw the guest in time");
         return;
     }
-    struct json_object *document =
-        vf_json_strings("vm", flow->vm.name, "status", "frozen", NULL);
+    struct json_object *document = vf_json_strings("vm", flow->vm.name, "status", "frozen", NULL);
 
     vf_json_add_int(document, "frozenFilesystems", flow->evidence.frozen_count);
     vf_json_add_int(document, "limitMs", flow->engine.frozen_limit_ms);
@@ -80,29 +79,64 @@ close_up(struct vf_flow *flow)
 }
 
 static const struct vf_step freeze_steps[F_COUNT] = {
-    [F_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = vf_step_connect, .budget_ms = 10000, .next = F_LOOK},
-    [F_LOOK] = {.name = "look", .title = "Looking at the VM",
-        .start = vf_step_look, .budget_ms = 10000, .next = F_STATE},
-    [F_STATE] = {.name = "state", .title = "Asking for the run state",
-        .start = note_state, .budget_ms = 10000, .next = F_AGENT},
-    [F_AGENT] = {.name = "agent", .title = "Asking the guest agent",
-        .start = vf_step_agent, .budget_ms = 5000, .next = F_ACCEPT},
-    [F_ACCEPT] = {.name = "accept", .title = "Writing the journal",
-        .start = accept_freeze, .owes = VF_OWE_RECORD, .sticky = VF_OWE_RECORD,
-        .budget_ms = MINUTE_MS, .next = F_GUARD},
-    [F_GUARD] = {.name = "guard", .title = "Starting the guard",
-        .start = vf_step_guard, .budget_ms = 5000, .next = F_FREEZE},
-    [F_FREEZE] = {.name = "freeze", .title = "Freezing the guest",
-        .start = vf_step_freeze, .owes = VF_OWE_THAW, .sticky = VF_OWE_THAW,
-        .budget_ms = HOUR_MS, .next = F_HOLD, .in_window = true},
-    [F_HOLD] = {.name = "hold", .title = "Leaving the guest to the guard",
-        .start = hold, .pays = VF_OWE_THAW | VF_OWE_RECORD, .budget_ms = MINUTE_MS, .next = F_END},
-    [F_UNDO_FREEZE] = {.name = "undo-freeze", .title = "Thawing the guest",
-        .start = vf_step_thaw_again, .pays = VF_OWE_THAW, .budget_ms = 5000,
-        .patience_ms = VF_PATIENCE_THAW, .pause_ms = 250},
-    [F_UNDO_ACCEPT] = {.name = "undo-accept", .title = "Closing the journal",
-        .start = close_up, .pays = VF_OWE_RECORD, .budget_ms = MINUTE_MS},
+    [F_CONNECT] = {.name = "connect",
+                   .title = "Connecting to QEMU",
+                   .start = vf_step_connect,
+                   .budget_ms = 10000,
+                   .next = F_LOOK},
+    [F_LOOK] = {.name = "look",
+                .title = "Looking at the VM",
+                .start = vf_step_look,
+                .budget_ms = 10000,
+                .next = F_STATE},
+    [F_STATE] = {.name = "state",
+                 .title = "Asking for the run state",
+                 .start = note_state,
+                 .budget_ms = 10000,
+                 .next = F_AGENT},
+    [F_AGENT] = {.name = "agent",
+                 .title = "Asking the guest agent",
+                 .start = vf_step_agent,
+                 .budget_ms = 5000,
+                 .next = F_ACCEPT},
+    [F_ACCEPT] = {.name = "accept",
+                  .title = "Writing the journal",
+                  .start = accept_freeze,
+                  .owes = VF_OWE_RECORD,
+                  .sticky = VF_OWE_RECORD,
+                  .budget_ms = MINUTE_MS,
+                  .next = F_GUARD},
+    [F_GUARD] = {.name = "guard",
+                 .title = "Starting the guard",
+                 .start = vf_step_guard,
+                 .budget_ms = 5000,
+                 .next = F_FREEZE},
+    [F_FREEZE] = {.name = "freeze",
+                  .title = "Freezing the guest",
+                  .start = vf_step_freeze,
+                  .owes = VF_OWE_THAW,
+                  .sticky = VF_OWE_THAW,
+                  .budget_ms = HOUR_MS,
+                  .next = F_HOLD,
+                  .in_window = true},
+    [F_HOLD] = {.name = "hold",
+                .title = "Leaving the guest to the guard",
+                .start = hold,
+                .pays = VF_OWE_THAW | VF_OWE_RECORD,
+                .budget_ms = MINUTE_MS,
+                .next = F_END},
+    [F_UNDO_FREEZE] = {.name = "undo-freeze",
+                       .title = "Thawing the guest",
+                       .start = vf_step_thaw_again,
+                       .pays = VF_OWE_THAW,
+                       .budget_ms = 5000,
+                       .patience_ms = VF_PATIENCE_THAW,
+                       .pause_ms = 250},
+    [F_UNDO_ACCEPT] = {.name = "undo-accept",
+                       .title = "Closing the journal",
+                       .start = close_up,
+                       .pays = VF_OWE_RECORD,
+                       .budget_ms = MINUTE_MS},
 };
 
 static const struct vf_undo freeze_undos[] = {
@@ -162,8 +196,8 @@ freezing_line(const struct vf_flow *flow, bool *owed_r)
     return found;
 }
 
-/* A guard holds the agent's only connection. It is sent away as late as possible, and the first thaw
- * brings another one. */
+/* A guard holds the agent's only connection. It is sent away as late as possible, and the first
+ * thaw brings another one. */
 static void
 relieve_guard(struct vf_flow *flow)
 {
@@ -232,22 +266,47 @@ close_thaw(struct vf_flow *flow)
 }
 
 static const struct vf_step thaw_steps[T_COUNT] = {
-    [T_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = vf_step_connect, .budget_ms = 10000, .next = T_LOOK},
-    [T_LOOK] = {.name = "look", .title = "Looking at the VM",
-        .start = vf_step_look, .budget_ms = 10000, .next = T_STATE},
-    [T_STATE] = {.name = "state", .title = "Asking for the run state",
-        .start = note_state, .budget_ms = 10000, .next = T_RELIEVE},
-    [T_RELIEVE] = {.name = "relieve", .title = "Relieving the guard",
-        .start = relieve_guard, .budget_ms = MINUTE_MS, .next = T_OWE},
-    [T_OWE] = {.name = "owe", .title = "Taking over from the guard",
-        .start = owe, .owes = VF_OWE_THAW, .sticky = VF_OWE_THAW, .budget_ms = MINUTE_MS,
-        .next = T_THAW, .when = VF_IF_THAW_OWED},
-    [T_THAW] = {.name = "thaw", .title = "Thawing the guest",
-        .start = thaw, .pays = VF_OWE_THAW, .budget_ms = 5000, .patience_ms = VF_PATIENCE_THAW,
-        .pause_ms = 250, .next = T_CLOSE},
-    [T_CLOSE] = {.name = "close", .title = "Closing the journal",
-        .start = close_thaw, .budget_ms = MINUTE_MS, .next = T_END},
+    [T_CONNECT] = {.name = "connect",
+                   .title = "Connecting to QEMU",
+                   .start = vf_step_connect,
+                   .budget_ms = 10000,
+                   .next = T_LOOK},
+    [T_LOOK] = {.name = "look",
+                .title = "Looking at the VM",
+                .start = vf_step_look,
+                .budget_ms = 10000,
+                .next = T_STATE},
+    [T_STATE] = {.name = "state",
+                 .title = "Asking for the run state",
+                 .start = note_state,
+                 .budget_ms = 10000,
+                 .next = T_RELIEVE},
+    [T_RELIEVE] = {.name = "relieve",
+                   .title = "Relieving the guard",
+                   .start = relieve_guard,
+                   .budget_ms = MINUTE_MS,
+                   .next = T_OWE},
+    [T_OWE] = {.name = "owe",
+               .title = "Taking over from the guard",
+               .start = owe,
+               .owes = VF_OWE_THAW,
+               .sticky = VF_OWE_THAW,
+               .budget_ms = MINUTE_MS,
+               .next = T_THAW,
+               .when = VF_IF_THAW_OWED},
+    [T_THAW] = {.name = "thaw",
+                .title = "Thawing the guest",
+                .start = thaw,
+                .pays = VF_OWE_THAW,
+                .budget_ms = 5000,
+                .patience_ms = VF_PATIENCE_THAW,
+                .pause_ms = 250,
+                .next = T_CLOSE},
+    [T_CLOSE] = {.name = "close",
+                 .title = "Closing the journal",
+                 .start = close_thaw,
+                 .budget_ms = MINUTE_MS,
+                 .next = T_END},
 };
 
 const struct vf_table vf_thaw_table = {

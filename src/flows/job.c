@@ -154,8 +154,7 @@ on_started(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 void
-vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments,
-           vf_flow_fn *fn)
+vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments, vf_flow_fn *fn)
 {
     char *id = vf_printf("vf%.8s-%u", flow->id, flow->job_number++);
 

@@ -57,8 +57,8 @@ save(struct vf_flow *flow, struct json_object *links)
             return vf_note(flow, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(errno));
         return true;
     }
-    const char *text = json_object_to_json_string_ext(
-        links, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *text = json_object_to_json_string_ext(links, JSON_C_TO_STRING_PRETTY |
+                                                                 JSON_C_TO_STRING_NOSLASHESCAPE);
 
     return vf_replace_file(path, text, strlen(text), &error) || vf_note_error(flow, &error);
 }
@@ -86,8 +86,7 @@ vf_links_top(const struct vf_flow *flow, const char *path)
 
         /* QEMU may have been given a relative name: the folder is compared by the inode. */
         if (its_path && top && strcmp(vf_name_of(its_path), vf_name_of(path)) == 0 &&
-            vf_inode_of(its_path).number &&
-            vf_inode_equal(vf_inode_of(its_path), vf_inode_of(top)))
+            vf_inode_of(its_path).number && vf_inode_equal(vf_inode_of(its_path), vf_inode_of(top)))
             return vf_strdup(top);
     }
     return NULL;

@@ -106,7 +106,8 @@ vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
     ask_next(flow);
 }
 
-/* The agent's channel: every virtserialport is asked for its name, the right one for its chardev. */
+/* The agent's channel: every virtserialport is asked for its name, the right one for its chardev.
+ */
 
 static void ask_ports(struct vf_flow *flow);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Merging overlays back into their bases while the VM runs: the undoing of a cut, and the deletion of
- * the newest snapshot.
+ * Merging overlays back into their bases while the VM runs: the undoing of a cut, and the deletion
+ * of the newest snapshot.
  *
  * For each disk: block-commit copies what the overlay holds into the base and keeps both alike;
  * when it is ready it is completed; while it is pending, QEMU holds the guest's I/O, so that
@@ -102,8 +102,8 @@ has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
            about.st_dev != cut->base.device;
 }
 
-/* All of the overlay is in the base, and the VM runs on that. Only what is there proves it: that the
- * overlay is missing from a graph proves nothing. */
+/* All of the overlay is in the base, and the VM runs on that. Only what is there proves it: that
+ * the overlay is missing from a graph proves nothing. */
 static bool
 is_merged(struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -123,11 +123,13 @@ is_merged(struct vf_flow *flow, const struct vf_cut *cut)
 static bool
 refuse_unmerged(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    vf_note(flow, VMFROST_FAILED,
-            "disk %s: the VM runs neither on its overlay %s nor on its base %s: nothing was touched",
-            cut->name, cut->names.overlay, cut->names.sealed);
-    vf_advise(flow, "was the disk unplugged, or did something else change the block graph? See "
-                    "`vmfrost status %s`",
+    vf_note(
+        flow, VMFROST_FAILED,
+        "disk %s: the VM runs neither on its overlay %s nor on its base %s: nothing was touched",
+        cut->name, cut->names.overlay, cut->names.sealed);
+    vf_advise(flow,
+              "was the disk unplugged, or did something else change the block graph? See "
+              "`vmfrost status %s`",
               flow->vm.name);
     flow->engine.hopeless = true;
     return false;
@@ -135,7 +137,8 @@ refuse_unmerged(struct vf_flow *flow, const struct vf_cut *cut)
 
 static void merge_disk(struct vf_flow *flow);
 
-/* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live image. */
+/* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live
+ * image. */
 
 static void
 on_let_go(struct vf_flow *flow, const struct vf_reply *reply)
@@ -348,8 +351,8 @@ start_commit(struct vf_flow *flow)
     /* "device" has to be a root node: below a filter that is the filter. */
     struct json_object *arguments =
         vf_json_strings("job-id", id, "device", cut->filter ? cut->filter : cut->overlay_node,
-                        "top-node", cut->overlay_node, "base-node", cut->node, "on-error",
-                        "report", NULL);
+                        "top-node", cut->overlay_node, "base-node", cut->node, "on-error", "report",
+                        NULL);
 
     vf_json_add_bool(arguments, "auto-finalize", false);
     vf_json_add_bool(arguments, "auto-dismiss", false);
@@ -401,15 +404,15 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!went_well(flow, reply, "query-jobs"))
         return;
-    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
-                       i < vf_json_length(reply->value);
+    for (size_t i = 0;
+         json_object_is_type(reply->value, json_type_array) && i < vf_json_length(reply->value);
          i++) {
         const char *its_id = vf_json_string(vf_json_at(reply->value, i), "id");
 
         if (!its_id || strcmp(its_id, id) != 0)
             continue;
-        /* Ours, from before a crash or a lost reply. Until it is pending, the overlay is the current
-         * state, wherever the name was left. */
+        /* Ours, from before a crash or a lost reply. Until it is pending, the overlay is the
+         * current state, wherever the name was left. */
         unsigned state = vf_job_state_bit(vf_json_string(vf_json_at(reply->value, i), "status"));
 
         vf_job_watch(flow, id);
@@ -456,8 +459,8 @@ merge_disk(struct vf_flow *flow)
         vf_look_again(flow, on_graph);
 }
 
-/* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names are
- * then left to vf_step_undo_files(). */
+/* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names
+ * are then left to vf_step_undo_files(). */
 void
 vf_step_merge(struct vf_flow *flow)
 {
@@ -519,8 +522,8 @@ on_jobs_to_stop(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;
-    for (size_t i = 0; json_object_is_type(reply->value, json_type_array) &&
-                       i < vf_json_length(reply->value);
+    for (size_t i = 0;
+         json_object_is_type(reply->value, json_type_array) && i < vf_json_length(reply->value);
          i++) {
         const char *id = vf_json_string(vf_json_at(reply->value, i), "id");
 

@@ -100,9 +100,8 @@ preopen(struct vf_flow *flow)
     const struct vf_cut *cut = current(flow);
     struct json_object *base = find_node(flow, cut->node);
     const char *zeroes = vf_json_string(base, "detect_zeroes");
-    struct json_object *node =
-        vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node, "detect-zeroes",
-                        zeroes ? zeroes : "off", NULL);
+    struct json_object *node = vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node,
+                                               "detect-zeroes", zeroes ? zeroes : "off", NULL);
     struct json_object *file =
         vf_json_strings("driver", "file", "filename", cut->names.overlay, NULL);
 
@@ -220,8 +219,7 @@ on_file_created(struct vf_flow *flow, const struct vf_reply *reply)
                   cut->names.overlay);
         return;
     }
-    if (!vf_expect(flow, reply, "disk %s: creating the overlay %s", cut->name,
-                   cut->names.overlay))
+    if (!vf_expect(flow, reply, "disk %s: creating the overlay %s", cut->name, cut->names.overlay))
         return;
     vf_test_point(flow, "overlays.created");
     VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
@@ -244,9 +242,9 @@ create_file(struct vf_flow *flow)
     vf_job_run(flow, "blockdev-create", arguments, on_file_created);
 }
 
-/* What blockdev-snapshot-sync would open otherwise than the base is: it knows only the cache modes of
- * the base's format, and -blockdev may give others to the file's node; and it forgets detect-zeroes.
- * Then the overlay is opened by hand. */
+/* What blockdev-snapshot-sync would open otherwise than the base is: it knows only the cache modes
+ * of the base's format, and -blockdev may give others to the file's node; and it forgets
+ * detect-zeroes. Then the overlay is opened by hand. */
 static bool
 loses_modes(const struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -333,8 +331,7 @@ find_named(const struct vf_flow *flow, const char *words)
 bool
 vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
 {
-    const struct vf_cut *cut =
-        reply->outcome == VF_REFUSED ? find_named(flow, reply->words) : NULL;
+    const struct vf_cut *cut = reply->outcome == VF_REFUSED ? find_named(flow, reply->words) : NULL;
 
     return vf_expect(flow, reply, "%s%s%s%s", cut ? "disk " : "", cut ? cut->name : "",
                      cut ? ": " : "", what);

@@ -91,8 +91,8 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
     return vf_names_free(&cut->names, error) && is_alone(flow, cut, error);
 }
 
-/* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible, and
- * the user has to say that it may be missing. */
+/* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible,
+ * and the user has to say that it may be missing. */
 void
 vf_step_plan(struct vf_flow *flow)
 {

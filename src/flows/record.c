@@ -26,8 +26,7 @@ vf_journal_state(struct vf_flow *flow, const char *state, struct json_object *mo
     if (json_object_is_type(more, json_type_array)) {
         vf_json_add(line, "cuts", more);
     } else if (more) {
-        json_object_object_foreach(more, key, value)
-            vf_json_add(line, key, json_object_get(value));
+        json_object_object_foreach(more, key, value) vf_json_add(line, key, json_object_get(value));
         json_object_put(more);
     }
     bool written = vf_journal_write(&flow->journal, line, &error);
@@ -64,10 +63,11 @@ vf_cuts_parse(struct vf_flow *flow, struct json_object *array)
 static struct json_object *
 first_line(const struct vf_flow *flow)
 {
-    struct json_object *line = vf_json_strings(
-        "operation", flow->engine.table->operation, "id", flow->id, "vm", flow->vm.name, "qmp",
-        flow->vm.qmp, "agent", flow->agent.socket, "agentPortId", flow->agent.port_id, "snapshot",
-        flow->snapshot_name, "qemuVersion", flow->qemu_version, NULL);
+    struct json_object *line =
+        vf_json_strings("operation", flow->engine.table->operation, "id", flow->id, "vm",
+                        flow->vm.name, "qmp", flow->vm.qmp, "agent", flow->agent.socket,
+                        "agentPortId", flow->agent.port_id, "snapshot", flow->snapshot_name,
+                        "qemuVersion", flow->qemu_version, NULL);
     char now[32];
 
     vf_flow_time(flow, vf_now_us(), now);
@@ -168,9 +168,9 @@ static void
 add_condition(const struct vf_flow *flow, struct json_object *conditions, const char *type,
               bool status, const char *reason, const char *message)
 {
-    struct json_object *condition = vf_json_strings("type", type, "status",
-                                                    status ? "True" : "False", "reason", reason,
-                                                    "message", message, NULL);
+    struct json_object *condition =
+        vf_json_strings("type", type, "status", status ? "True" : "False", "reason", reason,
+                        "message", message, NULL);
 
     add_time(flow, condition, "lastTransitionTime", vf_now_us());
     json_object_array_add(conditions, condition);
@@ -184,11 +184,12 @@ volumes(const struct vf_flow *flow)
 
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
-        struct json_object *volume = vf_json_strings(
-            "name", cut->name, "image", cut->names.sealed, "current",
-            cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay, "format",
-            cut->format, "naming", cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "message",
-            cut->why, NULL);
+        struct json_object *volume =
+            vf_json_strings("name", cut->name, "image", cut->names.sealed, "current",
+                            cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay,
+                            "format", cut->format, "naming",
+                            cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "message",
+                            cut->why, NULL);
 
         vf_json_add_int(volume, "size", cut->size);
         json_object_array_add(included, volume);
@@ -198,8 +199,8 @@ volumes(const struct vf_flow *flow)
 
         if (disk->reason != VF_INCLUDED)
             json_object_array_add(excluded, vf_json_strings("name", disk->name, "reason",
-                                                            vf_reason_name(disk->reason),
-                                                            "message", disk->why, NULL));
+                                                            vf_reason_name(disk->reason), "message",
+                                                            disk->why, NULL));
     }
     vf_json_add(object, "included", included);
     vf_json_add(object, "excluded", excluded);
@@ -304,8 +305,8 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     else
         json_object_object_del(record, "cuts");
     if (vf_failed(&flow->error)) {
-        struct json_object *error = vf_json_strings("message", flow->error.text, "next",
-                                                    flow->error.next, NULL);
+        struct json_object *error =
+            vf_json_strings("message", flow->error.text, "next", flow->error.next, NULL);
 
         add_time(flow, error, "time", vf_now_us());
         vf_json_add(record, "error", error);
@@ -345,7 +346,7 @@ vf_step_accept(struct vf_flow *flow)
     }
     make_record(flow);
     vf_end(flow, vf_journal_open(flow) && vf_record_write(flow, "InProgress", false) ? VF_OK
-                                                                                      : VF_REFUSED);
+                                                                                     : VF_REFUSED);
 }
 
 void
@@ -383,8 +384,9 @@ judge(struct vf_flow *flow)
         return;
     flow->unverified = true;
     flow->error.code = VMFROST_UNVERIFIED;
-    vf_advise(flow, "the snapshot is taken, and as good as one without an agent "
-                    "(crash-consistent): keep it, or `vmfrost delete %s@%s`",
+    vf_advise(flow,
+              "the snapshot is taken, and as good as one without an agent "
+              "(crash-consistent): keep it, or `vmfrost delete %s@%s`",
               flow->vm.name, flow->snapshot_name);
 }
 
@@ -412,8 +414,8 @@ keep_links(struct vf_flow *flow)
     return true;
 }
 
-/* Everything is in its place. Pays the debts of files, cut and record: they are the snapshot now. A thaw
- * that is still owed stays owed, and the journal with it. */
+/* Everything is in its place. Pays the debts of files, cut and record: they are the snapshot now. A
+ * thaw that is still owed stays owed, and the journal with it. */
 void
 vf_step_record(struct vf_flow *flow)
 {

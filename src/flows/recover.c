@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * Recovery: finishing or undoing what an interrupted operation left. Thaws first. Then it looks at what
- * QEMU and the folders really hold, because the last thing that the dead process did is in no
+ * Recovery: finishing or undoing what an interrupted operation left. Thaws first. Then it looks at
+ * what QEMU and the folders really hold, because the last thing that the dead process did is in no
  * journal, and rolls forward or back.
  *
- * A cut that was made and whose deadline has not passed is finished; everything else is undone. Where
- * QEMU is gone, names and files alone decide, and an overlay that holds data of the guest's is
- * never removed. Running it twice, or killing it anywhere and running it again, is allowed.
+ * A cut that was made and whose deadline has not passed is finished; everything else is undone.
+ * Where QEMU is gone, names and files alone decide, and an overlay that holds data of the guest's
+ * is never removed. Running it twice, or killing it anywhere and running it again, is allowed.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +57,8 @@ last_line(const struct vf_flow *flow, const char *state)
     return found;
 }
 
-/* The index of the last line with this state, 0 if there is none (0 is the first line: no state). */
+/* The index of the last line with this state, 0 if there is none (0 is the first line: no state).
+ */
 static size_t
 last_index(const struct vf_flow *flow, const char *state)
 {
@@ -137,8 +138,9 @@ read_journal(struct vf_flow *flow)
     if (vf_json_length(flow->journal_lines) && !read_first_line(flow)) {
         vf_note(flow, VMFROST_FAILED, "the journal %s/journal cannot be understood",
                 flow->vm.folder);
-        vf_advise(flow, "thaw with `vmfrost thaw %s`, look at the images by hand, then remove "
-                        "that file",
+        vf_advise(flow,
+                  "thaw with `vmfrost thaw %s`, look at the images by hand, then remove "
+                  "that file",
                   flow->vm.name);
         vf_end(flow, VF_REFUSED);
         return;
@@ -272,8 +274,7 @@ left_stopped(const struct vf_flow *flow)
 {
     size_t flip = last_index(flow, "merge-flip");
 
-    return flip && flip > last_index(flow, "merge-running") &&
-           flip > last_index(flow, "merged") &&
+    return flip && flip > last_index(flow, "merge-running") && flip > last_index(flow, "merged") &&
            vf_json_bool(last_line(flow, "merge-flip"), "running", false);
 }
 
@@ -328,8 +329,8 @@ overlay_counts(const struct vf_flow *flow, const struct vf_cut *cut)
     return !merge_was_final(flow, cut) && (is_flipped(cut) || vf_overlay_has_data(cut));
 }
 
-/* A disk of which this QEMU has neither image in use is unplugged: absence from the graph says nothing of
- * what became of its cut. */
+/* A disk of which this QEMU has neither image in use is unplugged: absence from the graph says
+ * nothing of what became of its cut. */
 static size_t
 find_absent(struct vf_flow *flow)
 {
@@ -384,8 +385,8 @@ look_at_graph(struct vf_flow *flow)
 
 /* QEMU is gone: which of its two images was the live one? */
 
-/* Some QEMU writes to the base by now: one that was started again before the name was flipped. What the
- * overlay holds is not the disk's state any more. */
+/* Some QEMU writes to the base by now: one that was started again before the name was flipped. What
+ * the overlay holds is not the disk's state any more. */
 static bool
 base_is_live(const struct vf_cut *cut)
 {
@@ -402,9 +403,9 @@ base_is_live(const struct vf_cut *cut)
     return false;
 }
 
-/* The VM stopped in the middle of a merge. Every name is made to lead to its live image, which is what counts; the
- * record knows that it is no snapshot any more, and of which images it is made, so that a deletion can
- * finish the merge when the VM runs. */
+/* The VM stopped in the middle of a merge. Every name is made to lead to its live image, which is
+ * what counts; the record knows that it is no snapshot any more, and of which images it is made, so
+ * that a deletion can finish the merge when the VM runs. */
 static bool
 leave_half_merged(struct vf_flow *flow)
 {
@@ -427,13 +428,14 @@ decide_offline(struct vf_flow *flow)
         struct vf_cut *cut = &flow->cuts[i];
 
         if (!is_flipped(cut) && overlay_counts(flow, cut) && base_is_live(cut)) {
-            vf_note(flow, VMFROST_FAILED,
-                    "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
-                    "the guest wrote last before that",
-                    cut->name, cut->names.top ? cut->names.top : cut->names.sealed,
-                    cut->names.overlay);
-            vf_advise(flow, "both are kept: keep what you need, remove the other, then remove "
-                            "%s/journal",
+            vf_note(
+                flow, VMFROST_FAILED,
+                "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
+                "the guest wrote last before that",
+                cut->name, cut->names.top ? cut->names.top : cut->names.sealed, cut->names.overlay);
+            vf_advise(flow,
+                      "both are kept: keep what you need, remove the other, then remove "
+                      "%s/journal",
                       flow->vm.folder);
             vf_end(flow, VF_REFUSED);
             return;
@@ -505,9 +507,9 @@ close_forward(struct vf_flow *flow)
             !vf_links_add(flow, flow->cuts[i].names.overlay, flow->cuts[i].names.top))
             return false;
     /* The cut's reply came before the thaw: only then is its time in that line. */
-    bool proved = !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
-                                   vf_json_string(thawed, "cut") &&
-                                   !vf_json_string(thawed, "disturbedBy"));
+    bool proved =
+        !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
+                         vf_json_string(thawed, "cut") && !vf_json_string(thawed, "disturbedBy"));
 
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     flow->unverified = !proved;
@@ -556,8 +558,8 @@ close_up(struct vf_flow *flow)
     else if (was(flow, "snapshot") && flow->action && strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
     else if (was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) && flow->snapshot_name)
-        closed = vf_record_remove(&flow->vm, flow->snapshot_name, &error) ||
-                 vf_note_error(flow, &error);
+        closed =
+            vf_record_remove(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
     vf_links_sweep(flow);
     vf_end(flow, closed && vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
 }
@@ -566,54 +568,125 @@ close_up(struct vf_flow *flow)
 #define DAY_MS (24 * 60 * MINUTE_MS)
 
 static const struct vf_step steps[STEP_COUNT] = {
-    [READ] = {.name = "read", .title = "Reading the journal",
-        .start = read_journal, .budget_ms = MINUTE_MS, .next = GUARD},
-    [GUARD] = {.name = "guard", .title = "Waiting for the guard",
-        .start = wait_for_guard, .budget_ms = 5000, .patience_ms = 1500, .pause_ms = 20,
-        .next = DISMISS, .otherwise = DISMISS, .when = VF_IF_INTERRUPTED},
-    [DISMISS] = {.name = "dismiss", .title = "Relieving the guard",
-        .start = dismiss_guard, .budget_ms = 5000, .next = THAW, .when = VF_IF_INTERRUPTED},
-    [THAW] = {.name = "thaw", .title = "Thawing the guest",
-        .start = thaw, .owes = VF_OWE_THAW, .sticky = VF_OWE_THAW, .pays = VF_OWE_THAW,
-        .budget_ms = 5000, .next = CONNECT, .otherwise = CONNECT,
-        .when = VF_IF_THAW_OWED | VF_IF_QEMU},
-    [CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = connect_after_thaw, .budget_ms = 10000, .next = THAW_MORE, .when = VF_IF_QEMU},
-    [THAW_MORE] = {.name = "thaw-more", .title = "Thawing the guest, again",
-        .start = thaw_more, .pays = VF_OWE_THAW, .budget_ms = 5000,
-        .patience_ms = VF_PATIENCE_THAW, .pause_ms = 250, .next = GRAPH, .otherwise = GRAPH,
-        .when = VF_IF_THAW_OWED | VF_IF_QEMU},
-    [GRAPH] = {.name = "graph", .title = "Looking at the VM",
-        .start = look_at_graph, .budget_ms = 30000, .next = OFFLINE, .when = VF_IF_QEMU},
-    [OFFLINE] = {.name = "offline", .title = "Looking at the images",
-        .start = decide_offline, .budget_ms = MINUTE_MS, .next = TURN,
-        .when = VF_IF_INTERRUPTED | VF_IF_OFFLINE},
-    [TURN] = {.name = "turn", .title = "Turning the names",
-        .start = turn, .budget_ms = MINUTE_MS, .next = VERIFY, .when = VF_IF_FORWARD},
-    [VERIFY] = {.name = "verify", .title = "Verifying",
-        .start = vf_step_verify, .budget_ms = MINUTE_MS, .next = MERGE,
-        .when = VF_IF_FORWARD | VF_IF_QEMU},
-    [MERGE] = {.name = "merge", .title = "Merging the overlays back",
-        .start = vf_step_merge, .owes = VF_OWE_CUT, .sticky = VF_OWE_CUT, .pays = VF_OWE_CUT,
-        .budget_ms = DAY_MS, .patience_ms = MINUTE_MS, .pause_ms = 1000,
-        .next = LET_GO, .when = VF_IF_MERGE},
-    [LET_GO] = {.name = "let-go", .title = "Letting the VM go on",
-        .start = let_go, .budget_ms = 10000, .next = FILES, .when = VF_IF_QEMU},
-    [FILES] = {.name = "files", .title = "Removing what was prepared",
-        .start = vf_step_undo_files, .budget_ms = MINUTE_MS, .patience_ms = 5000, .pause_ms = 250,
-        .next = CLOSE, .when = VF_IF_FILES},
-    [CLOSE] = {.name = "close", .title = "Closing the journal",
-        .start = close_up, .budget_ms = MINUTE_MS, .next = END, .when = VF_IF_INTERRUPTED},
-    [UNDO_FREEZE] = {.name = "undo-freeze", .title = "Thawing the guest",
-        .start = thaw_more, .pays = VF_OWE_THAW, .budget_ms = 5000,
-        .patience_ms = VF_PATIENCE_THAW, .pause_ms = 250},
-    [STOP_MERGE] = {.name = "stop-merge", .title = "Stopping the merge",
-        .start = vf_step_stop_merge, .pays = VF_OWE_CUT, .budget_ms = MINUTE_MS,
-        .patience_ms = MINUTE_MS, .pause_ms = 500},
+    [READ] = {.name = "read",
+              .title = "Reading the journal",
+              .start = read_journal,
+              .budget_ms = MINUTE_MS,
+              .next = GUARD},
+    [GUARD] = {.name = "guard",
+               .title = "Waiting for the guard",
+               .start = wait_for_guard,
+               .budget_ms = 5000,
+               .patience_ms = 1500,
+               .pause_ms = 20,
+               .next = DISMISS,
+               .otherwise = DISMISS,
+               .when = VF_IF_INTERRUPTED},
+    [DISMISS] = {.name = "dismiss",
+                 .title = "Relieving the guard",
+                 .start = dismiss_guard,
+                 .budget_ms = 5000,
+                 .next = THAW,
+                 .when = VF_IF_INTERRUPTED},
+    [THAW] = {.name = "thaw",
+              .title = "Thawing the guest",
+              .start = thaw,
+              .owes = VF_OWE_THAW,
+              .sticky = VF_OWE_THAW,
+              .pays = VF_OWE_THAW,
+              .budget_ms = 5000,
+              .next = CONNECT,
+              .otherwise = CONNECT,
+              .when = VF_IF_THAW_OWED | VF_IF_QEMU},
+    [CONNECT] = {.name = "connect",
+                 .title = "Connecting to QEMU",
+                 .start = connect_after_thaw,
+                 .budget_ms = 10000,
+                 .next = THAW_MORE,
+                 .when = VF_IF_QEMU},
+    [THAW_MORE] = {.name = "thaw-more",
+                   .title = "Thawing the guest, again",
+                   .start = thaw_more,
+                   .pays = VF_OWE_THAW,
+                   .budget_ms = 5000,
+                   .patience_ms = VF_PATIENCE_THAW,
+                   .pause_ms = 250,
+                   .next = GRAPH,
+                   .otherwise = GRAPH,
+                   .when = VF_IF_THAW_OWED | VF_IF_QEMU},
+    [GRAPH] = {.name = "graph",
+               .title = "Looking at the VM",
+               .start = look_at_graph,
+               .budget_ms = 30000,
+               .next = OFFLINE,
+               .when = VF_IF_QEMU},
+    [OFFLINE] = {.name = "offline",
+                 .title = "Looking at the images",
+                 .start = decide_offline,
+                 .budget_ms = MINUTE_MS,
+                 .next = TURN,
+                 .when = VF_IF_INTERRUPTED | VF_IF_OFFLINE},
+    [TURN] = {.name = "turn",
+              .title = "Turning the names",
+              .start = turn,
+              .budget_ms = MINUTE_MS,
+              .next = VERIFY,
+              .when = VF_IF_FORWARD},
+    [VERIFY] = {.name = "verify",
+                .title = "Verifying",
+                .start = vf_step_verify,
+                .budget_ms = MINUTE_MS,
+                .next = MERGE,
+                .when = VF_IF_FORWARD | VF_IF_QEMU},
+    [MERGE] = {.name = "merge",
+               .title = "Merging the overlays back",
+               .start = vf_step_merge,
+               .owes = VF_OWE_CUT,
+               .sticky = VF_OWE_CUT,
+               .pays = VF_OWE_CUT,
+               .budget_ms = DAY_MS,
+               .patience_ms = MINUTE_MS,
+               .pause_ms = 1000,
+               .next = LET_GO,
+               .when = VF_IF_MERGE},
+    [LET_GO] = {.name = "let-go",
+                .title = "Letting the VM go on",
+                .start = let_go,
+                .budget_ms = 10000,
+                .next = FILES,
+                .when = VF_IF_QEMU},
+    [FILES] = {.name = "files",
+               .title = "Removing what was prepared",
+               .start = vf_step_undo_files,
+               .budget_ms = MINUTE_MS,
+               .patience_ms = 5000,
+               .pause_ms = 250,
+               .next = CLOSE,
+               .when = VF_IF_FILES},
+    [CLOSE] = {.name = "close",
+               .title = "Closing the journal",
+               .start = close_up,
+               .budget_ms = MINUTE_MS,
+               .next = END,
+               .when = VF_IF_INTERRUPTED},
+    [UNDO_FREEZE] = {.name = "undo-freeze",
+                     .title = "Thawing the guest",
+                     .start = thaw_more,
+                     .pays = VF_OWE_THAW,
+                     .budget_ms = 5000,
+                     .patience_ms = VF_PATIENCE_THAW,
+                     .pause_ms = 250},
+    [STOP_MERGE] = {.name = "stop-merge",
+                    .title = "Stopping the merge",
+                    .start = vf_step_stop_merge,
+                    .pays = VF_OWE_CUT,
+                    .budget_ms = MINUTE_MS,
+                    .patience_ms = MINUTE_MS,
+                    .pause_ms = 500},
 };
 
-/* A merge is stopped, so that no VM stays paused; before that, the thaw is tried once more. Otherwise recovery has
- * no way back: what is still owed stays in the journal, for the next one. */
+/* A merge is stopped, so that no VM stays paused; before that, the thaw is tried once more.
+ * Otherwise recovery has no way back: what is still owed stays in the journal, for the next one. */
 static const struct vf_undo undos[] = {
     {VF_OWE_THAW, UNDO_FREEZE, 0},
     {VF_OWE_CUT, STOP_MERGE, 0},
@@ -650,14 +723,12 @@ vf_recovery_before(struct vf_flow *parent, vmfrost_done_fn *done)
 static void
 describe(struct vf_flow *flow)
 {
-    const char *operation =
-        vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
+    const char *operation = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
     bool found = flow->engine.conditions & VF_IF_INTERRUPTED;
 
-    flow->document_json =
-        vf_json_strings("vm", flow->vm.name, "operation", operation, "action",
-                        flow->action ? flow->action : "none", "record",
-                        found ? flow->snapshot_name : NULL, NULL);
+    flow->document_json = vf_json_strings("vm", flow->vm.name, "operation", operation, "action",
+                                          flow->action ? flow->action : "none", "record",
+                                          found ? flow->snapshot_name : NULL, NULL);
     vf_json_add_bool(flow->document_json, "found", found);
     vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
 }

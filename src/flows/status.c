@@ -39,16 +39,17 @@ add_place(struct vf_flow *flow, struct json_object *document, const struct vf_di
     }
     vf_place_release(&place);
     if (disk->depth >= DEEP_CHAIN)
-        vf_warn(flow, "disk %s stands on %d images: delete old snapshots; each one costs time and "
-                      "descriptors",
+        vf_warn(flow,
+                "disk %s stands on %d images: delete old snapshots; each one costs time and "
+                "descriptors",
                 disk->name, disk->depth);
 }
 
 static struct json_object *
 snapshots(struct vf_flow *flow)
 {
-    static const char *const keys[] = {"name",  "phase",       "startTime", "creationTime",
-                                       "consistency", "readyToUse"};
+    static const char *const keys[] = {"name",         "phase",       "startTime",
+                                       "creationTime", "consistency", "readyToUse"};
     struct vmfrost_error error = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
     struct json_object *list = json_object_new_array();
@@ -99,19 +100,18 @@ interrupted(struct vf_flow *flow)
 static void
 add_agent(struct vf_flow *flow, struct json_object *document)
 {
-    struct json_object *agent = vf_json_strings("socket", flow->agent.socket, "message",
-                                                flow->agent.message, NULL);
+    struct json_object *agent =
+        vf_json_strings("socket", flow->agent.socket, "message", flow->agent.message, NULL);
     struct json_object *conditions = json_object_new_array();
     bool known = flow->facts.status != NULL;
 
     vf_json_add_bool(agent, "connected", flow->agent.connected);
     vf_json_add(document, "agent", agent);
-    json_object_array_add(
-        conditions, vf_json_strings("type", "AgentConnected", "status",
-                                    !known                  ? "Unknown"
-                                    : flow->agent.connected ? "True"
-                                                            : "False",
-                                    "message", flow->agent.message, NULL));
+    json_object_array_add(conditions, vf_json_strings("type", "AgentConnected", "status",
+                                                      !known                  ? "Unknown"
+                                                      : flow->agent.connected ? "True"
+                                                                              : "False",
+                                                      "message", flow->agent.message, NULL));
     vf_json_add(document, "conditions", conditions);
 }
 
@@ -201,16 +201,34 @@ enum status_step {
 };
 
 static const struct vf_step status_steps[S_COUNT] = {
-    [S_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = find_out, .budget_ms = 10000, .next = S_LOOK, .otherwise = S_DESCRIBE},
-    [S_LOOK] = {.name = "look", .title = "Looking at the VM",
-        .start = vf_step_look, .budget_ms = 10000, .next = S_DISKS, .otherwise = S_DESCRIBE},
-    [S_DISKS] = {.name = "disks", .title = "Looking at the disks",
-        .start = note_disks, .budget_ms = 10000, .next = S_AGENT},
-    [S_AGENT] = {.name = "agent", .title = "Asking the guest agent",
-        .start = vf_step_agent, .budget_ms = 2000, .next = S_DESCRIBE, .otherwise = S_DESCRIBE},
-    [S_DESCRIBE] = {.name = "describe", .title = "Writing it down",
-        .start = finish_status, .budget_ms = 10000, .next = S_END},
+    [S_CONNECT] = {.name = "connect",
+                   .title = "Connecting to QEMU",
+                   .start = find_out,
+                   .budget_ms = 10000,
+                   .next = S_LOOK,
+                   .otherwise = S_DESCRIBE},
+    [S_LOOK] = {.name = "look",
+                .title = "Looking at the VM",
+                .start = vf_step_look,
+                .budget_ms = 10000,
+                .next = S_DISKS,
+                .otherwise = S_DESCRIBE},
+    [S_DISKS] = {.name = "disks",
+                 .title = "Looking at the disks",
+                 .start = note_disks,
+                 .budget_ms = 10000,
+                 .next = S_AGENT},
+    [S_AGENT] = {.name = "agent",
+                 .title = "Asking the guest agent",
+                 .start = vf_step_agent,
+                 .budget_ms = 2000,
+                 .next = S_DESCRIBE,
+                 .otherwise = S_DESCRIBE},
+    [S_DESCRIBE] = {.name = "describe",
+                    .title = "Writing it down",
+                    .start = finish_status,
+                    .budget_ms = 10000,
+                    .next = S_END},
 };
 
 const struct vf_table vf_status_table = {
@@ -272,17 +290,33 @@ enum check_step {
 };
 
 static const struct vf_step check_steps[C_COUNT] = {
-    [C_CONNECT] = {.name = "connect", .title = "Connecting to QEMU",
-        .start = vf_step_connect, .budget_ms = 10000, .next = C_LOOK},
-    [C_LOOK] = {.name = "look", .title = "Looking at the VM",
-        .start = vf_step_look, .budget_ms = 10000, .next = C_PLAN},
-    [C_PLAN] = {.name = "plan", .title = "Choosing disks",
-        .start = vf_step_plan, .budget_ms = 10000, .next = C_AGENT},
-    [C_AGENT] = {.name = "agent", .title = "Asking the guest agent",
-        .start = vf_step_agent, .budget_ms = 5000, .next = C_FOLDERS,
-        .otherwise = C_FOLDERS, .otherwise_when = VF_IF_PREFER},
-    [C_FOLDERS] = {.name = "folders", .title = "Looking at the folders",
-        .start = check_folders, .budget_ms = 10000, .next = C_END},
+    [C_CONNECT] = {.name = "connect",
+                   .title = "Connecting to QEMU",
+                   .start = vf_step_connect,
+                   .budget_ms = 10000,
+                   .next = C_LOOK},
+    [C_LOOK] = {.name = "look",
+                .title = "Looking at the VM",
+                .start = vf_step_look,
+                .budget_ms = 10000,
+                .next = C_PLAN},
+    [C_PLAN] = {.name = "plan",
+                .title = "Choosing disks",
+                .start = vf_step_plan,
+                .budget_ms = 10000,
+                .next = C_AGENT},
+    [C_AGENT] = {.name = "agent",
+                 .title = "Asking the guest agent",
+                 .start = vf_step_agent,
+                 .budget_ms = 5000,
+                 .next = C_FOLDERS,
+                 .otherwise = C_FOLDERS,
+                 .otherwise_when = VF_IF_PREFER},
+    [C_FOLDERS] = {.name = "folders",
+                   .title = "Looking at the folders",
+                   .start = check_folders,
+                   .budget_ms = 10000,
+                   .next = C_END},
 };
 
 const struct vf_table vf_check_table = {

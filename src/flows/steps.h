@@ -10,8 +10,8 @@
 
 /* connect.c: QEMU's monitor. */
 void vf_step_connect(struct vf_flow *flow);
-/* Calls `fn` when connected to the QEMU that this operation began with; connects again if needed. Else
- * the step ends: for good if that QEMU is gone. */
+/* Calls `fn` when connected to the QEMU that this operation began with; connects again if needed.
+ * Else the step ends: for good if that QEMU is gone. */
 void vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
 /* look.c: what QEMU is, and where its agent is. */
@@ -114,8 +114,8 @@ bool vf_journal_open(struct vf_flow *flow);
 bool vf_journal_close_up(struct vf_flow *flow);
 
 /* links.c: names that a running QEMU still needs. */
-/* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top` is
- * the visible name of the same disk. */
+/* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top`
+ * is the visible name of the same disk. */
 bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
 /* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
 char *vf_links_top(const struct vf_flow *flow, const char *path);

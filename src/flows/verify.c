@@ -155,8 +155,8 @@ look_and_resolve(struct vf_flow *flow)
     vf_look_again(flow, on_resolved);
 }
 
-/* QEMU is gone. Overlays without data are what their bases are, cut or not. One with data proves the cut,
- * and is what the guest has written last. */
+/* QEMU is gone. Overlays without data are what their bases are, cut or not. One with data proves
+ * the cut, and is what the guest has written last. */
 static void
 resolve_without_qemu(struct vf_flow *flow)
 {

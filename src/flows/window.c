@@ -10,8 +10,8 @@
 #include "util/json.h"
 #include "util/mem.h"
 
-/* How long after a limit of ours the guard uses its own clock, and how long it stays out of a thaw of
- * ours: two readers of one stream only confuse each other. */
+/* How long after a limit of ours the guard uses its own clock, and how long it stays out of a thaw
+ * of ours: two readers of one stream only confuse each other. */
 #define GUARD_MARGIN_MS 500
 #define GUARD_PATIENCE_MS 20000
 /* When an agent that is gone stays gone, the emergency thaw follows, if the user allows it. */
@@ -223,8 +223,9 @@ vf_step_thaw(struct vf_flow *flow)
     send_thaw(flow);
 }
 
-/* Whoever thaws what an interrupted operation froze has sent its guard away. Before the first thaw there is
- * another one: we may be killed, too, or give up, and the guest is not to be left alone then. */
+/* Whoever thaws what an interrupted operation froze has sent its guard away. Before the first thaw
+ * there is another one: we may be killed, too, or give up, and the guest is not to be left alone
+ * then. */
 static void
 replace_guard(struct vf_flow *flow)
 {
@@ -290,8 +291,8 @@ vf_step_thaw_again(struct vf_flow *flow)
     if (flow->vm.emergency_thaw == VF_EMERGENCY_SYSRQ && !flow->emergency &&
         vf_now_us() - flow->thaw_first_us >= EMERGENCY_AFTER_US && vf_qmp_ready(flow->qmp))
         emergency_thaw(flow);
-    /* A cut that is known, but came too late: until it is undone the overlays are the current state, and
-     * the guest must not write before the names say so. */
+    /* A cut that is known, but came too late: until it is undone the overlays are the current
+     * state, and the guest must not write before the names say so. */
     if ((flow->engine.owed & VF_OWE_CUT) && !(flow->engine.owed & VF_OWE_RESOLVE)) {
         vf_flip_all(flow);
         vf_guard_named(&flow->guard);

@@ -57,8 +57,7 @@ vmfrost_new(struct ev_loop *loop, const struct vmfrost_settings *settings)
     struct vmfrost_settings given = VMFROST_SETTINGS_INIT;
 
     if (settings)
-        memcpy(&given, settings,
-               settings->size < sizeof given ? settings->size : sizeof given);
+        memcpy(&given, settings, settings->size < sizeof given ? settings->size : sizeof given);
     new_error = (struct vmfrost_error){.code = VMFROST_OK};
     struct vf_store *store = vf_store_open(given.state_dir, &new_error);
 
@@ -101,8 +100,8 @@ on_end(struct vf_flow *flow, void *data)
 }
 
 static struct vf_flow *
-make(struct vmfrost *context, const struct vf_table *table, const char *vm,
-     vmfrost_event_fn *event, vmfrost_done_fn *done, void *data)
+make(struct vmfrost *context, const struct vf_table *table, const char *vm, vmfrost_event_fn *event,
+     vmfrost_done_fn *done, void *data)
 {
     struct vf_flow *flow = vf_flow_new(context->loop, context->store, &context->log, table);
 
@@ -200,9 +199,9 @@ vmfrost_snapshot(struct vmfrost *context, const char *vm,
     flow->changes = true;
     take_options(flow, options);
     take_name(flow, flow->options.name);
-    deadline_ms = flow->options.deadline_ms  ? flow->options.deadline_ms
-                  : flow->vm.deadline_ms ? flow->vm.deadline_ms
-                                         : DEADLINE_MS;
+    deadline_ms = flow->options.deadline_ms ? flow->options.deadline_ms
+                  : flow->vm.deadline_ms    ? flow->vm.deadline_ms
+                                            : DEADLINE_MS;
     flow->engine.deadline_us = flow->accepted_us + 1000 * deadline_ms;
     return go(flow);
 }
@@ -305,8 +304,9 @@ answer(const struct vmfrost_error *error, struct vmfrost_error *error_r)
 static char *
 text_of(struct json_object *document)
 {
-    char *text = vf_strdup(json_object_to_json_string_ext(
-        document, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+    char *text =
+        vf_strdup(json_object_to_json_string_ext(document, JSON_C_TO_STRING_PLAIN |
+                                                               JSON_C_TO_STRING_NOSLASHESCAPE));
 
     json_object_put(document);
     return text;
@@ -379,8 +379,8 @@ vmfrost_list(struct vmfrost *context, const char *vm, char **json_r, struct vmfr
         struct json_object *vms = vf_store_vms(context->store, &error);
 
         for (size_t i = 0; i < vf_json_length(vms) && !vf_failed(&error); i++)
-            append_all(all, records_of(context, vf_json_string(vf_json_at(vms, i), "name"),
-                                       &error));
+            append_all(all,
+                       records_of(context, vf_json_string(vf_json_at(vms, i), "name"), &error));
         json_object_put(vms);
     }
     if (vf_failed(&error))

@@ -56,8 +56,8 @@ vf_cut_json(const struct vf_cut *cut)
 {
     struct json_object *document =
         vf_json_strings("name", cut->name, "node", cut->node, "overlayNode", cut->overlay_node,
-                        "overlayFileNode", cut->overlay_file_node, "filter", cut->filter,
-                        "format", cut->format, "baseFile", cut->base_file, "naming",
+                        "overlayFileNode", cut->overlay_file_node, "filter", cut->filter, "format",
+                        cut->format, "baseFile", cut->base_file, "naming",
                         cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "why", cut->why, "top",
                         cut->names.top, "sealed", cut->names.sealed, "overlay", cut->names.overlay,
                         "next", cut->names.next, "backing", cut->names.backing, NULL);
@@ -80,10 +80,10 @@ take(struct json_object *document, const char *key)
     return text ? vf_strdup(text) : NULL;
 }
 
-/* Device numbers change when the host boots again: the device is that of the folder, as it is now. */
+/* Device numbers change when the host boots again: the device is that of the folder, as it is now.
+ */
 static bool
-take_inode(struct json_object *document, const char *key, const char *path,
-           struct vf_inode *inode)
+take_inode(struct json_object *document, const char *key, const char *path, struct vf_inode *inode)
 {
     VF_AUTO_FREE char *folder = path ? vf_folder_of(path) : NULL;
     int64_t number = -1;

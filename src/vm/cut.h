@@ -14,22 +14,22 @@
 #include "vm/plan.h"
 
 struct vf_cut {
-    char *name;         /* of the disk, for people */
-    char *node;         /* the base: the node that is cut */
-    char *overlay_node; /* the overlay's node */
-    char *overlay_file_node; /* of an overlay that the launcher opened with -blockdev: the node that it
-                                made for its file, and that goes with it; else NULL */
-    char *filter;       /* the device's own node where that is a filter above; NULL: none */
-    char *format;       /* of the base, as it stands in the overlay's header */
-    char *base_file;    /* the base's file name as QEMU knows it */
-    int64_t size;       /* virtual, in bytes */
+    char *name;              /* of the disk, for people */
+    char *node;              /* the base: the node that is cut */
+    char *overlay_node;      /* the overlay's node */
+    char *overlay_file_node; /* of an overlay that the launcher opened with -blockdev: the node that
+                                it made for its file, and that goes with it; else NULL */
+    char *filter;            /* the device's own node where that is a filter above; NULL: none */
+    char *format;            /* of the base, as it stands in the overlay's header */
+    char *base_file;         /* the base's file name as QEMU knows it */
+    int64_t size;            /* virtual, in bytes */
     enum vf_naming naming;
     char *why; /* NEW_FILE: why; else NULL */
     struct vf_names names;
     struct vf_inode base;    /* 0, 0: no file */
     struct vf_inode overlay; /* 0, 0: not created yet */
-    bool own_file_node;      /* the launcher may have made a node of its own for the base's file: then it
-                                stays open for writing when the base does not */
+    bool own_file_node; /* the launcher may have made a node of its own for the base's file: then it
+                           stays open for writing when the base does not */
     bool writeback, direct, no_flush;
 
     /* Found out again each time, and not kept: */
@@ -46,7 +46,8 @@ struct json_object *vf_cut_json(const struct vf_cut *cut);
 /* False if the document is not what vf_cut_json() makes; `cut` is released then. */
 bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
 
-/* The overlay holds something of the guest's, or cannot be read: then it must not be thrown away. */
+/* The overlay holds something of the guest's, or cannot be read: then it must not be thrown away.
+ */
 bool vf_overlay_has_data(const struct vf_cut *cut);
 
 /* Looks at the overlay's own name. */

@@ -113,9 +113,8 @@ exclude(struct vf_plan *plan, struct vf_disk *excluded)
     leave_out_by_request(excluded, vf_strdup("it is excluded by request"));
     for (size_t i = 0; i < plan->count; i++)
         if (vf_same(plan->disks[i].node, excluded->node))
-            leave_out_by_request(&plan->disks[i],
-                                 vf_printf("it is excluded by request, as disk %s",
-                                           excluded->name));
+            leave_out_by_request(&plan->disks[i], vf_printf("it is excluded by request, as disk %s",
+                                                            excluded->name));
 }
 
 static bool

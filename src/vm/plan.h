@@ -91,7 +91,8 @@ bool vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan,
                   struct vmfrost_error *error);
 void vf_plan_release(struct vf_plan *plan);
 
-/* Only whether the run state or a migration forbids to change the disks of a VM. vf_plan_make() asks it, too. */
+/* Only whether the run state or a migration forbids to change the disks of a VM. vf_plan_make()
+ * asks it, too. */
 bool vf_plan_check_state(const struct vf_plan_input *input, const struct vf_plan *plan,
                          struct vmfrost_error *error);
 

@@ -378,6 +378,7 @@ channel_process(struct vf_channel *channel)
     bool interrupted = false;
     enum vf_found found;
 
+    // cppcheck-suppress autoVariables ; taken back before this function returns
     channel->interrupted = &interrupted;
     do {
         found =
