@@ -203,6 +203,7 @@ mark(struct vf_flow *flow)
 static void
 accept(struct vf_flow *flow)
 {
+    flow->cut_begun = true;
     vf_end(flow, vf_journal_open(flow) && mark(flow) ? VF_OK : VF_REFUSED);
 }
 

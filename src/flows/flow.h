@@ -124,6 +124,7 @@ struct vf_flow {
     bool froze;           /* a freeze was sent */
     bool unverified;      /* taken, but the thaw came late or is not proved */
     bool emergency;       /* the emergency thaw was sent */
+    bool cut_begun;       /* the transaction may have been sent, by us or by whom we recover */
     bool held;            /* left frozen on purpose, with a guard */
     bool quiesce_failed;  /* gone on without a freeze that was wished for */
     unsigned engine_pays; /* debts that the running step is about to pay */
@@ -160,6 +161,8 @@ struct vf_flow {
     struct vf_queued_event *queued;
     size_t queued_count;
     bool window_open;
+    const struct vf_step *attempted; /* the step that was started last */
+    bool attempted_clean;            /* ... when there was no error yet */
     bool started, stop_asked, concluded, lock_borrowed;
     struct vf_flow *child;                            /* the recovery that runs first */
     void (*on_end)(struct vf_flow *flow, void *data); /* just before `done`; may be NULL */

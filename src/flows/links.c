@@ -103,6 +103,21 @@ is_needed(struct json_object *link)
 }
 
 bool
+vf_links_forget(struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        const char *its_path = vf_json_string(vf_json_at(links, i), "path");
+
+        if (!its_path || strcmp(its_path, path) != 0)
+            json_object_array_add(kept, json_object_get(vf_json_at(links, i)));
+    }
+    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+}
+
+bool
 vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
 {
     VF_AUTO_JSON struct json_object *links = load(flow);

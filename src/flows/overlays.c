@@ -151,9 +151,12 @@ name_it(struct vf_flow *flow, struct vf_cut *cut)
 
     if (cut->naming == VF_NAMING_NEW_FILE)
         return true;
-    if (vf_link(cut->names.overlay, cut->names.next, cut->overlay, &flow->log, &error) &&
-        vf_link(cut->names.top, cut->names.sealed, cut->base, &flow->log, &error))
-        return true;
+    if (vf_link(cut->names.overlay, cut->names.next, cut->overlay, &flow->log, &error)) {
+        if (vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base)) /* see plan.c */
+            return vf_links_forget(flow, cut->names.sealed);
+        if (vf_link(cut->names.top, cut->names.sealed, cut->base, &flow->log, &error))
+            return true;
+    }
     vf_prefix(&error, "disk %s", cut->name);
     return vf_note_error(flow, &error);
 }

@@ -72,6 +72,17 @@ is_alone(const struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_er
     return true;
 }
 
+/* A QEMU that was started since opened the present image by the name of this snapshot, of which there was
+ * an earlier one: that name was kept for it, and is the right one again. */
+static bool
+has_sealed_name(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    VF_AUTO_FREE char *top = vf_links_top(flow, cut->names.sealed);
+
+    return top && cut->names.top && strcmp(top, cut->names.top) == 0 &&
+           vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base);
+}
+
 /* False with the reason if this disk cannot be cut under safe names. */
 static bool
 add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *error)
@@ -88,7 +99,11 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
     vf_cut_make(cut, disk, &place, flow->snapshot_name, flow->id, flow->cut_count);
     flow->cut_count++;
     vf_place_release(&place);
-    return vf_names_free(&cut->names, error) && is_alone(flow, cut, error);
+    struct vf_names made = cut->names;
+
+    if (has_sealed_name(flow, cut))
+        made.sealed = NULL;
+    return vf_names_free(&made, error) && is_alone(flow, cut, error);
 }
 
 /* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible,

@@ -165,6 +165,7 @@ read_journal(struct vf_flow *flow)
         flow->engine.conditions |= VF_IF_OFFLINE;
     size_t freezing = last_index(flow, "freezing");
 
+    flow->cut_begun = freezing > 0 || last_index(flow, "cutting") > 0 || was(flow, "delete");
     flow->froze = freezing > 0;
     if (freezing > last_index(flow, "thawed") && freezing > last_index(flow, "guard-thawed"))
         flow->engine.conditions |= VF_IF_THAW_OWED;

@@ -119,6 +119,8 @@ bool vf_journal_close_up(struct vf_flow *flow);
 bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
 /* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
 char *vf_links_top(const struct vf_flow *flow, const char *path);
+/* `path` stays, as the name of a snapshot again. */
+bool vf_links_forget(struct vf_flow *flow, const char *path);
 /* Removes the links of an image that nobody needs any more. */
 bool vf_links_drop(struct vf_flow *flow, struct vf_inode inode);
 /* Removes the links whose QEMU is gone. */

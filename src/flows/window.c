@@ -127,6 +127,7 @@ void
 vf_step_cut(struct vf_flow *flow)
 {
     vf_guard_cutting(&flow->guard);
+    flow->cut_begun = true;
     flow->evidence.cut_sent = vf_now_us();
     vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
 }

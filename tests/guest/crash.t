@@ -120,7 +120,6 @@ def main():
             both(site, "s4", "flip+", at_once=True)
             both(site, "s5", "thaw", recover_first=True)
             both(site, "s6", "verify")
-            qemu_alone(site, "s7", "overlays+")
             qemu_alone(site, "s8", "freeze+", recover_first=True)
             qemu_alone(site, "s9", "cut+")
             qemu_alone(site, "s10", "thaw", recover_first=True)

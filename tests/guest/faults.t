@@ -51,7 +51,7 @@ def unverified(site, name, record):
 
 
 def slow_freeze(site):
-    site.vm.set_fault("freeze", "slow:3")
+    site.vm.set_fault("freeze", "slow:2")
     began = time.monotonic()
     record = site.snapshot(1, "limit", "--frozen-limit", "1s",
                            what="a freeze beyond the frozen limit: exit 1")

@@ -61,8 +61,8 @@ def second_one(site):
 
 def another_state(site):
     """With a state folder of its own it knows of no lock; but QEMU serves one client at a time."""
-    site.vm.set_fault("freeze", "slow:15")
-    first = site.start("snapshot", "web@first", "--frozen-limit", "20s")
+    site.vm.set_fault("freeze", "slow:8")
+    first = site.start("snapshot", "web@first")
     wait_until(lambda: site.journal_states()[-1:] == ["freezing"], what="the first one's freeze")
     done = vmfrost("snapshot", "--qmp", site.vm.path("qmp.sock"), "@second",
                    state_dir=site.state_dir.parent / "other")
@@ -78,8 +78,8 @@ def another_state(site):
 
 
 def main():
-    with guest_test() as (_, folder):
-        with Site(_, folder, [Disk("web"), Disk("data")]) as site:
+    with guest_test() as (tap, folder):
+        with Site(tap, folder, [Disk("web"), Disk("data")]) as site:
             site.boot()
             second_one(site)
             another_state(site)

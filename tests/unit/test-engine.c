@@ -262,6 +262,7 @@ test_way_back(void)
     answers[X] = VF_OK;
     vf_engine_run(&engine);
     vf_engine_forgive(&engine, OWE_X);
+    is_int(engine.owed, OWE_Y, "a debt is forgiven, and no other");
     end(VF_OK);
     is_str(story, "a a. b b? y y. end", "a debt that turned out not to exist is not served");
     is_int(engine.owed, 0, "nor owed");
@@ -458,6 +459,17 @@ test_patience(void)
     is_str(story, "a a! a a. b", "an attempt that is OK");
 
     prepare();
+    steps[A].patience_ms = steps[X].patience_ms = 50;
+    steps[A].pause_ms = steps[X].pause_ms = 20;
+    steps[A].sticky = OWE_X;
+    vf_engine_run(&engine);
+    engine.hopeless = true;
+    end(VF_REFUSED);
+    is_str(story, "a a! x", "a step may say that another attempt is no use");
+    end(VF_REFUSED);
+    ok(engine.pausing, "which is not said of the next step");
+
+    prepare();
     steps[X].patience_ms = VF_PATIENCE_THAW;
     steps[X].pause_ms = 10;
     engine.thaw_wait_ms = 500;
@@ -497,6 +509,13 @@ test_cancel(void)
     is_str(story, "a a< a? x", "the way back cannot be cancelled");
     end(VF_OK);
     is_str(story, "a a< a? x x. end", "and ends");
+
+    prepare();
+    vf_engine_run(&engine);
+    end(VF_UNKNOWN);
+    vf_engine_cancel(&engine);
+    is_str(story, "a a? x", "nor that of a failure");
+    is_int(engine.cause, VF_CAUSE_UNKNOWN, "which stays the cause");
 
     prepare();
     steps[A].patience_ms = 1000;

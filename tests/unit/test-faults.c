@@ -273,6 +273,12 @@ check_world(const struct world *w)
 static void
 instant(const struct state *s)
 {
+    static struct world last;
+
+    /* Mostly, nothing has changed. */
+    if (memcmp(&last, &s->world, sizeof last) == 0)
+        return;
+    last = s->world;
     check_world(&s->world);
 }
 
@@ -426,6 +432,7 @@ perform(struct state *s, struct act act)
         must(!owes(s, VF_OWE_CUT) && !owes(s, VF_OWE_RESOLVE), "images in doubt are removed");
         w->files &= ~disks;
         w->next_overlay &= ~disks;
+        w->next_base &= ~disks;
         break;
     case LINK_OVERLAY:
         w->next_overlay |= disks;
@@ -698,7 +705,7 @@ static void
 undo_files_acts(const struct state *s, struct acts *acts)
 {
     for (unsigned disk = 1; disk <= ALL; disk <<= 1)
-        if ((s->world.files | s->world.next_overlay) & disk)
+        if ((s->world.files | s->world.next_overlay | s->world.next_base) & disk)
             add(acts, REMOVE, disk);
 }
 
@@ -739,17 +746,18 @@ live_overlays(const struct world *w)
     return ALL & ~finally_merged(w) & (w->turned | w->cut);
 }
 
+/* The VM stopped in the middle of a merge: a deletion has to finish that when it runs. */
 static bool
-merges_partly(const struct world *w)
+is_half_merged(const struct world *w)
 {
     return w->operation != FREEZE && live_overlays(w) &&
-           (finally_merged(w) || w->operation == DELETE);
+           (w->said_merging || w->operation == DELETE);
 }
 
 static void
 offline_acts(const struct state *s, struct acts *acts)
 {
-    if (merges_partly(&s->world))
+    if (is_half_merged(&s->world))
         for (unsigned disk = 1; disk <= ALL; disk <<= 1)
             if (!(finally_merged(&s->world) & disk))
                 turn(&s->world, disk, true, acts);
@@ -760,6 +768,19 @@ turn_acts(const struct state *s, struct acts *acts)
 {
     for (unsigned disk = 1; disk <= ALL; disk <<= 1)
         turn(&s->world, disk, true, acts);
+}
+
+/* If the cut was made, the overlays are the current state, and the names have to say so. */
+static void
+doubt_acts(const struct state *s, struct acts *acts)
+{
+    const struct world *w = &s->world;
+
+    if (w->dead)
+        for (unsigned disk = 1; disk <= ALL; disk <<= 1)
+            turn(w, disk, w->cut, acts);
+    else if (w->cut)
+        flip_acts(s, acts);
 }
 
 static void
@@ -782,7 +803,8 @@ close_recovery_acts(const struct state *s, struct acts *acts)
         if (w->record != NO_RECORD)
             add(acts, WRITE_RECORD, FAILED);
     } else if (w->operation != FREEZE && s->memory.action == NO_ACTION) {
-        add(acts, WRITE_RECORD, DELETABLE);
+        if (w->record != NO_RECORD)
+            add(acts, WRITE_RECORD, DELETABLE);
     } else if (w->operation == DELETE && (s->engine.conditions & VF_IF_FILES)) {
         add(acts, REMOVE_RECORD, 0);
     }
@@ -944,7 +966,7 @@ offline_ok(struct state *s)
         decide(s, 0, THAWED);
     else if (!live_overlays(w))
         decide(s, VF_IF_FILES, ROLLED_BACK);
-    else if (!merges_partly(w))
+    else if (!is_half_merged(w))
         decide(s, VF_IF_FORWARD, ROLLED_FORWARD);
 }
 
@@ -971,9 +993,15 @@ graph_refuses(const struct state *s)
 }
 
 static bool
+merge_refuses(const struct state *s)
+{
+    return s->world.turned & ~s->world.cut;
+}
+
+static bool
 undo_files_refuses(const struct state *s)
 {
-    return s->world.next_base != 0;
+    return s->world.jobs;
 }
 
 static bool
@@ -1030,13 +1058,16 @@ static const struct model models[] = {
      .without_qemu = true},
     {"undo-freeze", .peer = AGENT, .acts = thaw_acts, .begins = thaw_again_begins, .thaws = true,
      .without_qemu = true},
-    {"undo-doubt", .peer = QEMU, .ok = doubt_ok, .refuses = doubt_refuses},
-    {"undo-cut", .peer = QEMU, .acts = merge_acts, .refused_partly = true, .merges = true},
+    {"undo-doubt", .peer = QEMU, .acts = doubt_acts, .ok = doubt_ok, .refuses = doubt_refuses,
+     .refused_partly = true, .without_qemu = true},
+    {"undo-cut", .peer = QEMU, .acts = merge_acts, .refuses = merge_refuses, .refused_partly = true,
+     .merges = true},
     {"undo-files", .peer = QEMU, .acts = undo_files_acts, .refuses = undo_files_refuses,
      .refused_partly = true, .without_qemu = true},
     {"undo-record", .peer = US, .acts = undo_record_acts, .refused_partly = true},
     /* Deletion. */
-    {"merge", .peer = QEMU, .acts = merge_acts, .refused_partly = true, .merges = true},
+    {"merge", .peer = QEMU, .acts = merge_acts, .refuses = merge_refuses, .refused_partly = true,
+     .merges = true},
     {"files", .peer = QEMU, .acts = undo_files_acts, .refuses = undo_files_refuses,
      .refused_partly = true, .without_qemu = true},
     {"remove", .peer = US, .acts = remove_record_acts, .refused_partly = true,
@@ -1304,6 +1335,20 @@ refusals_most(const struct model *model, size_t acts)
     return model->last_may_fail && acts > 1 ? acts - 1 : acts;
 }
 
+/* A refusal after which another attempt would be no use, e.g. by another QEMU. */
+static void
+offer_hopeless(const struct state *s, struct options *options)
+{
+    if (vf_engine_step(&s->engine)->patience_ms)
+        offer(options, (struct choice){.kind = REPLY_REFUSED, .variant = true});
+}
+
+static bool
+hopeless(const struct choice *choice)
+{
+    return choice->kind == REPLY_REFUSED && choice->variant;
+}
+
 static bool
 is_fault(const struct choice *choice)
 {
@@ -1342,6 +1387,7 @@ list_options(const struct state *s, struct options *options)
     if (gone) {
         offer(options, (struct choice){.kind = REPLY_REFUSED});
         offer(options, (struct choice){.kind = REPLY_LOST});
+        offer_hopeless(s, options);
         return;
     }
 
@@ -1355,6 +1401,7 @@ list_options(const struct state *s, struct options *options)
         offer_ok(&landed, options, acts.count);
     for (size_t i = 0; i == 0 || i <= refusals_most(model, acts.count); i++)
         offer_reply(s, options, (struct choice){.kind = REPLY_REFUSED, .acts = (unsigned char)i});
+    offer_hopeless(s, options);
     if (model->peer == US || s->world.dead)
         return;
     offer_unanswered(s, options, &acts, REPLY_LOST);
@@ -1422,7 +1469,7 @@ reply_time_us(const struct state *s, const struct choice *choice)
 {
     const struct vf_step *step = vf_engine_step(&s->engine);
     int64_t patience_ms = patience_of(s, step);
-    int64_t slow_ms = patience_ms / 3 < step->budget_ms ? patience_ms / 3 : step->budget_ms - 1;
+    int64_t slow_ms = patience_ms / 2 < step->budget_ms ? patience_ms / 2 : step->budget_ms - 1;
 
     return choice->kind != REPLY_OK && patience_ms > 0 ? 1000 * slow_ms : REPLY_US;
 }
@@ -1463,6 +1510,8 @@ static void
 reply(struct state *s, const struct choice *choice, enum vf_outcome outcome)
 {
     pass_time(s, choice);
+    if (hopeless(choice))
+        s->engine.hopeless = true;
     if (outcome == VF_OK && s->model->ok)
         s->model->ok(s);
     if (outcome == VF_OK && s->model->decides)
@@ -1540,7 +1589,7 @@ apply(struct state *s, const struct choice *choice)
         break;
     }
     if (was_unwinding && choice->kind > CARELESS_OK && choice->kind != PAUSE)
-        must(s->engine.pausing == (s->now < patient_until),
+        must(s->engine.pausing == (s->now < patient_until && !hopeless(choice)),
              "the way back gives up too early, or too late");
     instant(s);
 }
@@ -1661,10 +1710,11 @@ check_end(const struct state *s)
 
 /* Exploration. */
 
-enum { KEY_SIZE = 128 };
+enum { KEY_SIZE = 112, WORLD_KEY_SIZE = 32 };
 
 /* A set of byte strings, each with a number. */
 struct set {
+    size_t key_size; /* a multiple of 8, KEY_SIZE at most */
     struct slot {
         unsigned char key[KEY_SIZE];
         bool used, open; /* open: on the path to the present state */
@@ -1678,13 +1728,13 @@ probe(const struct set *set, const unsigned char *key)
 {
     uint64_t hash = 0, word;
 
-    for (size_t i = 0; i < KEY_SIZE; i += sizeof word) {
+    for (size_t i = 0; i < set->key_size; i += sizeof word) {
         memcpy(&word, key + i, sizeof word);
         hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
         hash ^= hash >> 32;
     }
     for (size_t at = hash & (set->room - 1);; at = (at + 1) & (set->room - 1))
-        if (!set->slots[at].used || memcmp(set->slots[at].key, key, KEY_SIZE) == 0)
+        if (!set->slots[at].used || memcmp(set->slots[at].key, key, set->key_size) == 0)
             return &set->slots[at];
 }
 
@@ -1693,7 +1743,9 @@ static struct slot *
 set_slot(struct set *set, const unsigned char *key)
 {
     if (2 * set->count >= set->room) {
-        struct set larger = {.room = set->room ? 2 * set->room : 1 << 12, .count = set->count};
+        struct set larger = *set;
+
+        larger.room = set->room ? 2 * set->room : 1 << 12;
 
         larger.slots = calloc(larger.room, sizeof *larger.slots);
         if (!larger.slots)
@@ -1712,7 +1764,7 @@ set_add(struct set *set, const unsigned char *key)
 {
     struct slot *slot = set_slot(set, key);
 
-    memcpy(slot->key, key, KEY_SIZE);
+    memcpy(slot->key, key, set->key_size);
     slot->used = true;
     set->count++;
     return slot;
@@ -1722,10 +1774,10 @@ static void
 set_release(struct set *set)
 {
     free(set->slots);
-    *set = (struct set){NULL, 0, 0};
+    *set = (struct set){.key_size = set->key_size};
 }
 
-static struct set states;
+static struct set states = {.key_size = KEY_SIZE};
 static size_t transitions;
 static size_t faults_most; /* 0: no limit */
 
@@ -1888,16 +1940,17 @@ struct crash {
     char *how;
 };
 
-static struct set crash_set;
+static struct set crash_set = {.key_size = WORLD_KEY_SIZE};
 static struct crash *crashes;
 static size_t crash_count, crash_room;
 
 static bool
 add_crash(const struct world *world)
 {
-    unsigned char key[KEY_SIZE] = {0};
+    unsigned char key[WORLD_KEY_SIZE] = {0};
     char how[sizeof violation_path];
 
+    _Static_assert(sizeof *world <= sizeof key, "a key has room for a world");
     memcpy(key, world, sizeof *world);
     if (set_slot(&crash_set, key)->used)
         return false;
@@ -1941,9 +1994,7 @@ check_table(const struct vf_table *table)
             sound &= step->pause_ms > 0 && step->owes == step->sticky;
     }
     ok(sound, "%s: each row makes sense", table->operation);
-    /* A recovery leaves what it owes to its journal. */
-    if (table != &vf_recover_table)
-        ok(!(owed & ~undone), "%s: each debt has its way back", table->operation);
+    ok(!(owed & ~undone), "%s: each debt has its way back", table->operation);
 }
 
 /* Running. */
