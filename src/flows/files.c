@@ -29,6 +29,8 @@ knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
 static bool
 keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
 {
+    if (vf_links_has(flow, cut->names.sealed)) /* an attempt before this one */
+        return true;
     vf_warn(flow,
             "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
             "at the first command after QEMU has ended",
@@ -65,7 +67,7 @@ may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overl
     if (overlay.number && is_open(flow, overlay))
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
                        cut->name, cut->names.overlay);
-    if (overlay.number && !cut->merged && vf_overlay_has_data(cut))
+    if (overlay.number && flow->cut_begun && !cut->merged && vf_overlay_has_data(cut))
         return vf_note(
             flow, VMFROST_FAILED,
             "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",

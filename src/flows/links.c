@@ -75,6 +75,22 @@ vf_links_add(struct vf_flow *flow, const char *path, const char *top)
     return save(flow, links);
 }
 
+bool
+vf_links_has(const struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        const char *its_path = vf_json_string(vf_json_at(links, i), "path");
+        int64_t pid = 0;
+
+        if (its_path && strcmp(its_path, path) == 0 &&
+            vf_json_int(vf_json_at(links, i), "qemu", &pid) && pid == flow->qemu.pid)
+            return true;
+    }
+    return false;
+}
+
 char *
 vf_links_top(const struct vf_flow *flow, const char *path)
 {

@@ -117,6 +117,8 @@ bool vf_journal_close_up(struct vf_flow *flow);
 /* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top`
  * is the visible name of the same disk. */
 bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
+/* It is remembered for the QEMU of this flow. */
+bool vf_links_has(const struct vf_flow *flow, const char *path);
 /* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
 char *vf_links_top(const struct vf_flow *flow, const char *path);
 /* `path` stays, as the name of a snapshot again. */
