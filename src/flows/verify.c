@@ -132,8 +132,10 @@ on_resolved(struct vf_flow *flow)
 {
     size_t made = vf_cuts_made(flow);
 
-    if (made == 0)
+    if (made == 0) {
         vf_engine_forgive(&flow->engine, VF_OWE_CUT);
+        flow->cut_begun = false;
+    }
     if (made != 0 && made != flow->cut_count) {
         /* A transaction is all or nothing: somebody else works on these disks. */
         vf_refuse(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",

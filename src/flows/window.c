@@ -118,6 +118,8 @@ on_cut(struct vf_flow *flow, const struct vf_reply *reply)
 {
     if (reply->outcome == VF_OK)
         flow->evidence.cut = vf_now_us();
+    else if (reply->outcome == VF_REFUSED)
+        flow->cut_begun = false;
     if (vf_expect_cut(flow, reply, "cutting the disks"))
         vf_end(flow, VF_OK);
 }

@@ -167,10 +167,11 @@ def main():
                 took.append(in_a_snapshot(site, patience, point, "--quiesce", "prefer"))
             site.vm.clear_faults()
             for point in at_and_in(["thaw-late"]):
+                # The agent dies in its thaw hook, and takes its time to come back.
+                site.vm.set_fault("thaw", "slow:2")
+                site.vm.set_fault("kill", "500")
                 site.vm.set_fault("restart", "1")
-                site.vm.set_fault("kill", "0")
-                # The agent takes its time to come back.
-                took.append(in_a_snapshot(site, patience + 5, point))
+                took.append(in_a_snapshot(site, patience + 10, point))
                 site.vm.clear_faults()
                 site.vm.wait_agent()
             tap.diag("on the way back")
