@@ -59,8 +59,16 @@ turn(struct vf_flow *flow, const struct vf_cut *cut, const char *source, struct 
     struct vmfrost_error error = {.code = VMFROST_OK};
     struct vf_inode other = vf_inode_equal(wanted, cut->base) ? cut->overlay : cut->base;
 
-    if (cut->naming == VF_NAMING_NEW_FILE || vf_inode_equal(vf_inode_of(cut->names.top), wanted))
+    if (cut->naming == VF_NAMING_NEW_FILE)
         return true;
+    if (vf_inode_equal(vf_inode_of(cut->names.top), wanted)) {
+        /* A turn that was cut short leaves its second link. */
+        bool of_base = vf_inode_equal(vf_inode_of(cut->names.next), cut->base);
+
+        return !vf_inode_of(cut->names.next).number ||
+               vf_unlink(cut->names.next, of_base ? cut->base : cut->overlay, &flow->log, &error) ||
+               vf_note_error(flow, &error);
+    }
     if (!vf_inode_equal(vf_inode_of(cut->names.next), wanted) &&
         (!vf_unlink(cut->names.next, other, &flow->log, &error) ||
          !vf_link(source, cut->names.next, wanted, &flow->log, &error)))
@@ -323,6 +331,12 @@ on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
     struct vf_opened base = {.read_write = true};
 
     vf_test_point(flow, "merge.started");
+    if (reply->outcome == VF_UNKNOWN) {
+        /* QEMU may still be about to open the base by this name: it stays as it is until a reply on a
+         * new connection shows that QEMU has answered this one. */
+        vf_expect(flow, reply, "disk %s: block-commit", cut->name);
+        return;
+    }
     if (!went_well(flow, reply, "block-commit"))
         return;
     /* The proof that QEMU opened the base and not what has its name. */

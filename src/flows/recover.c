@@ -348,6 +348,17 @@ find_absent(struct vf_flow *flow)
     return counting;
 }
 
+/* While one disk is merged, the names of those that wait for it must not lead to what their guest has left
+ * behind. */
+static bool
+turn_the_unmerged(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!*merge_state(flow, &flow->cuts[i]) && !vf_turn_to_overlay(flow, &flow->cuts[i]))
+            return false;
+    return true;
+}
+
 static void
 decide(struct vf_flow *flow)
 {
@@ -360,7 +371,8 @@ decide(struct vf_flow *flow)
     } else if (was(flow, "delete")) {
         flow->action = "rolled-forward";
         flow->engine.conditions |= VF_IF_MERGE | VF_IF_FILES;
-    } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false)) {
+    } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false) &&
+               made + absent == flow->cut_count && !merge_had_begun(flow)) {
         forward(flow); /* all was done but the end of the journal */
     } else if (made == 0 && absent == 0) {
         back(flow, VF_IF_FILES);
@@ -371,6 +383,10 @@ decide(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     } else if (absent == 0 && (deadline_passed(flow) || merge_had_begun(flow))) {
+        if (!turn_the_unmerged(flow)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
         back(flow, VF_IF_MERGE | VF_IF_FILES);
     } else {
         forward(flow); /* also where a disk was unplugged, whose overlay cannot be merged now */

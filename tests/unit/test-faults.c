@@ -88,13 +88,17 @@ struct world {
 
 /* What the flow remembers, beside the engine. */
 struct memory {
-    unsigned char agent_known, froze, frozen_known, cut_known, thawed_equal;
+    unsigned char agent_known;  /* whether there is one */
+    unsigned char froze;        /* a freeze was sent */
+    unsigned char frozen_known; /* its count */
+    unsigned char cut_known;    /* it was confirmed */
+    unsigned char thaw_sent;
+    unsigned char thawed_equal; /* ... and confirmed with the freeze's count */
     unsigned char quiesce_failed, unverified;
     unsigned char recorded; /* "snapshot taken" is what the user is told */
     unsigned char action;   /* of a recovery */
-    unsigned char thaw_sent;
-    unsigned char stalled; /* our own process slept through a limit */
-    unsigned char faults;  /* some; no more than that is counted */
+    unsigned char stalled;  /* our own process slept through a limit */
+    unsigned char faults;   /* some; no more than that is counted */
 };
 
 enum action { NO_ACTION, THAWED, ROLLED_BACK, ROLLED_FORWARD };
@@ -116,30 +120,34 @@ struct state {
     const struct model *model; /* of the running step */
 };
 
+/* Elementary acts: vmfrost or QEMU may die before and after each, but not within. */
 enum kind {
     WRITE_JOURNAL,
     END_JOURNAL,
-    WRITE_RECORD,
+    WRITE_RECORD, /* this enum record */
     REMOVE_RECORD,
+    /* Lines of the journal. */
     SAY_FROZE,
     SAY_MERGING,
     SAY_FINAL,
-    MAKE,
-    REMOVE,
-    LINK_OVERLAY,
+    /* Files and names of these disks. */
+    MAKE,         /* the overlay */
+    REMOVE,       /* it, and what leads to it */
+    LINK_OVERLAY, /* as the second name */
     LINK_BASE,
-    RENAME,
-    UNLINK,
+    RENAME, /* the second name over the disk's own */
+    UNLINK, /* the second name */
     FREEZE_GUEST,
     THAW_GUEST,
     CUT,
-    STOP,
-    CONTINUE,
+    /* A merge of these disks. */
+    STOP,     /* the VM */
+    CONTINUE, /* ... and what it writes to has to have its name */
     START_JOB,
-    SYNC,
+    SYNC, /* the job is pending: both images are alike, and the guest waits */
     CANCEL_JOB,
-    FINALIZE,
-    HOLD,
+    FINALIZE, /* the VM runs on the base */
+    HOLD,     /* the guard keeps the guest frozen */
 };
 
 struct act {
