@@ -62,10 +62,11 @@ struct vmfrost_op;
 /* How an operation ended. These are the exit codes of the command, too. */
 enum vmfrost_code {
     VMFROST_OK = 0,
-    VMFROST_FAILED = 1,        /* failed or refused; nothing is changed */
-    VMFROST_USAGE = 2,         /* the caller's arguments make no sense */
-    VMFROST_UNREACHABLE = 3,   /* QEMU or the guest agent cannot be reached; nothing is changed */
-    VMFROST_DEADLINE = 4,      /* the deadline passed; everything is rolled back */
+    VMFROST_FAILED = 1,      /* failed or refused; nothing is changed */
+    VMFROST_USAGE = 2,       /* the caller's arguments make no sense */
+    VMFROST_UNREACHABLE = 3, /* QEMU or the guest agent cannot be reached; nothing is changed */
+    VMFROST_DEADLINE = 4,    /* the deadline passed; everything is rolled back */
+    /* Also, with VMFROST_SNAPSHOT_UNKNOWN: a rollback could not be finished. */
     VMFROST_UNVERIFIED = 5,    /* snapshot taken, but the thaw came late or is unverified */
     VMFROST_MAY_BE_FROZEN = 6, /* the guest may be frozen: somebody has to look */
 };

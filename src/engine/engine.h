@@ -15,8 +15,8 @@
  *    conditions hold, else the engine keeps the first cause and unwinds.
  *  - Forward steps end at their budget, at the operation's deadline, and, while a step of the
  *    window runs, at the frozen limit. An OK that comes at or after such a moment pays its debts
- *    but is too late: the engine unwinds all the same. Only the last step is never too late: nothing
- *    is left to be undone then.
+ *    but is too late: the engine unwinds all the same. Only the last step is never too late:
+ * nothing is left to be undone then.
  *  - Unwinding has budgets of its own, minds neither deadline nor cancel, and never ends in a
  *    loop: a debt that cannot be paid within its patience is given up, stays owed, and blocks the
  *    debts that name it in `unless`.

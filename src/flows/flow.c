@@ -345,8 +345,8 @@ start(void *owner, const struct vf_step *step)
     struct vf_flow *flow = owner;
     char point[64];
 
-    /* What an earlier attempt of this very step complained of is no error of the operation's, unless it
-     * comes again. */
+    /* What an earlier attempt of this very step complained of is no error of the operation's,
+     * unless it comes again. */
     if (flow->attempted == step && flow->attempted_clean && vf_failed(&flow->error) &&
         !flow->engine.unwinding) {
         vf_log(&flow->log, VMFROST_LOG_INFO, "trying again: %s", flow->error.text);

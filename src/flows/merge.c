@@ -332,8 +332,8 @@ on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
 
     vf_test_point(flow, "merge.started");
     if (reply->outcome == VF_UNKNOWN) {
-        /* QEMU may still be about to open the base by this name: it stays as it is until a reply on a
-         * new connection shows that QEMU has answered this one. */
+        /* QEMU may still be about to open the base by this name: it stays as it is until a reply on
+         * a new connection shows that QEMU has answered this one. */
         vf_expect(flow, reply, "disk %s: block-commit", cut->name);
         return;
     }

@@ -72,8 +72,8 @@ is_alone(const struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_er
     return true;
 }
 
-/* A QEMU that was started since opened the present image by the name of this snapshot, of which there was
- * an earlier one: that name was kept for it, and is the right one again. */
+/* A QEMU that was started since opened the present image by the name of this snapshot, of which
+ * there was an earlier one: that name was kept for it, and is the right one again. */
 static bool
 has_sealed_name(const struct vf_flow *flow, const struct vf_cut *cut)
 {

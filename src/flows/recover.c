@@ -348,8 +348,8 @@ find_absent(struct vf_flow *flow)
     return counting;
 }
 
-/* While one disk is merged, the names of those that wait for it must not lead to what their guest has left
- * behind. */
+/* While one disk is merged, the names of those that wait for it must not lead to what their guest
+ * has left behind. */
 static bool
 turn_the_unmerged(struct vf_flow *flow)
 {
