@@ -473,11 +473,24 @@ merge_disk(struct vf_flow *flow)
         vf_look_again(flow, on_graph);
 }
 
+/* A QEMU that is gone opens nothing by a name any more: what is not merged is what the guest wrote
+ * last, and its name leads there at once, for whoever starts the VM before a recovery. */
+static void
+turn_back_if_gone(struct vf_flow *flow)
+{
+    if (!flow->qemu.pid || vf_process_alive(flow->qemu))
+        return;
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!flow->cuts[i].merged && !(flow->merge_final && i == flow->merge_at))
+            vf_turn_to_overlay(flow, &flow->cuts[i]);
+}
+
 /* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names
  * are then left to vf_step_undo_files(). */
 void
 vf_step_merge(struct vf_flow *flow)
 {
+    turn_back_if_gone(flow);
     flow->merge_at = 0;
     vf_with_qemu(flow, merge_disk);
 }
@@ -560,5 +573,6 @@ stop_next(struct vf_flow *flow)
 void
 vf_step_stop_merge(struct vf_flow *flow)
 {
+    turn_back_if_gone(flow);
     vf_with_qemu(flow, stop_next);
 }

@@ -145,10 +145,11 @@ vf_names_make(const struct vf_place *place, const char *snapshot, const char *id
         make_new(place, snapshot, beside_base ? "" : mark, names);
         break;
     }
-    const char *backing = beside_base ? vf_name_of(names->sealed) : names->sealed;
+    bool relative = beside_base && !place->linked;
+    const char *backing = relative ? vf_name_of(names->sealed) : names->sealed;
 
     /* A colon in a bare name would make a protocol of it. */
-    names->backing = vf_printf("%s%s", beside_base && strchr(backing, ':') ? "./" : "", backing);
+    names->backing = vf_printf("%s%s", relative && strchr(backing, ':') ? "./" : "", backing);
 }
 
 void

@@ -26,6 +26,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
+#include "vm/qcow2.h"
 
 #define ID_LENGTH 16
 
@@ -372,6 +373,35 @@ place_unseen(const char *file, const char *overlay_folder, struct vf_place *plac
                           overlay_folder, folder, error);
 }
 
+/* Its folder, or what looks like it, is another one than that of the file it leads to. */
+static bool
+is_link_elsewhere(const char *name, const char *path)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(name);
+    VF_AUTO_FREE char *real = vf_folder_of(path);
+    struct stat ours, theirs;
+
+    return stat(folder, &ours) == 0 && stat(real, &theirs) == 0 &&
+           !vf_inode_equal(inode_in(&ours), inode_in(&theirs));
+}
+
+/* A running QEMU knows an overlay of ours by a name that tells nothing of the launcher's: but its header
+ * does. */
+static bool
+stands_on_absolute(const char *path, const char *folder)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+
+    if (!vf_qcow2_read(path, &image, &ignored))
+        return false;
+    VF_AUTO_FREE char *below = image.backing ? vf_folder_of(image.backing) : NULL;
+    bool absolute = below && *image.backing == '/' && strcmp(below, folder) == 0;
+
+    vf_qcow2_release(&image);
+    return absolute;
+}
+
 /* A regular file at `path` (resolved), which QEMU has open as `absolute` in its own words. */
 static bool
 place_file(pid_t pid, const char *absolute, const char *format, const char *overlay_folder,
@@ -392,9 +422,22 @@ place_file(pid_t pid, const char *absolute, const char *format, const char *over
 
     if (why)
         return place_new_file(pid, place, why, overlay_folder, folder, error);
+    place->linked = is_link_elsewhere(absolute, place->path) ||
+                    stands_on_absolute(place->path, folder);
     place->naming = VF_NAMING_FLIP;
     place->folder = VF_STEAL(folder);
     return true;
+}
+
+/* -daemonize, too, changes the folder. */
+static bool
+lost_its_folder(const char *file, const char *absolute, struct vmfrost_error *error)
+{
+    vf_fail(error, VMFROST_FAILED, "%s does not exist any more, though QEMU has %s open", absolute,
+            file);
+    return vf_hint(error,
+                   "somebody has moved it, or QEMU was started with -daemonize, which goes to the "
+                   "folder /: give it absolute paths then");
 }
 
 static bool
@@ -505,6 +548,8 @@ place_find(pid_t pid, const char *file, const char *format, const char *overlay_
                                         "namespace"),
                               overlay_folder, folder, error);
     }
+    if (!found && *file != '/')
+        return lost_its_folder(file, absolute, error);
     return find_visible(pid, absolute, place, error) &&
            place_file(pid, absolute, format, overlay_folder, place, error);
 }
