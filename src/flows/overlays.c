@@ -300,7 +300,7 @@ transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal
             vf_json_add(action, "data",
                         vf_json_strings("node-name", cut->node, "snapshot-node-name",
                                         cut->overlay_node, "snapshot-file", cut->names.overlay,
-                                        "mode", "existing", "format", "qcow2", NULL));
+                                        "mode", "existing", NULL));
         json_object_array_add(actions, action);
     }
     vf_json_add(arguments, "actions", actions);

@@ -65,8 +65,9 @@ graph_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     if (!vf_json_bool(base, "ro", false)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: its sealed image is still writable", cut->name);
         /* Nothing that QEMU can be asked for tells of it before. */
-        vf_advise(flow, "a drive that was started with copy-on-read=on can only be left out: "
-                        "--exclude %s",
+        vf_advise(flow,
+                  "a drive that was started with copy-on-read=on can only be left out: "
+                  "--exclude %s",
                   cut->name);
         return false;
     }

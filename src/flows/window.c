@@ -108,6 +108,9 @@ vf_step_freeze(struct vf_flow *flow)
 {
     flow->froze = true;
     vf_window_opens(flow);
+    /* The guard is told of the cut as well: each message wakes it, and in the window the processor
+     * is QEMU's. */
+    vf_guard_cutting(&flow->guard);
     vf_guard_freezing(&flow->guard, flow->engine.frozen_limit_ms + GUARD_MARGIN_MS);
     flow->evidence.freeze_sent = vf_now_us();
     vf_ask_agent(flow, "guest-fsfreeze-freeze", NULL, on_frozen);
@@ -128,7 +131,8 @@ on_cut(struct vf_flow *flow, const struct vf_reply *reply)
 void
 vf_step_cut(struct vf_flow *flow)
 {
-    vf_guard_cutting(&flow->guard);
+    if (!flow->window_open)
+        vf_guard_cutting(&flow->guard);
     flow->cut_begun = true;
     flow->evidence.cut_sent = vf_now_us();
     vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
@@ -158,7 +162,8 @@ vf_step_flip(struct vf_flow *flow)
 {
     bool flipped = vf_flip_all(flow);
 
-    vf_guard_named(&flow->guard);
+    if (!flow->window_open)
+        vf_guard_named(&flow->guard);
     vf_end(flow, flipped ? VF_OK : VF_REFUSED);
 }
 
@@ -214,9 +219,11 @@ on_thawed(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 send_thaw(struct vf_flow *flow)
 {
-    vf_guard_thawing(&flow->guard, GUARD_PATIENCE_MS);
     flow->evidence.thaw_sent = vf_now_us();
     vf_ask_agent(flow, "guest-fsfreeze-thaw", NULL, on_thawed);
+    vf_guard_thawing(&flow->guard, GUARD_PATIENCE_MS);
+    if (flow->window_open && !(flow->engine.owed & VF_OWE_RESOLVE))
+        vf_guard_named(&flow->guard);
     vf_window_closes(flow);
 }
 

@@ -45,8 +45,8 @@ struct vf_place {
     char *folder;          /* for the overlay: absolute */
     struct vf_inode inode; /* of the file; 0, 0 for what is no file */
     bool opened_by_name;   /* QEMU's name for it leads to this inode now */
-    bool linked;           /* the launcher's name is a symbolic link in another folder: QEMU looks for
-                              a relative backing file there, so that headers need absolute ones */
+    bool linked; /* the launcher's name is a symbolic link in another folder: QEMU looks for
+                    a relative backing file there, so that headers need absolute ones */
 };
 
 /* Finds the image that QEMU process `pid` (0: not known, e.g. TCP; then always NEW_FILE) has

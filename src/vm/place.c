@@ -385,8 +385,8 @@ is_link_elsewhere(const char *name, const char *path)
            !vf_inode_equal(inode_in(&ours), inode_in(&theirs));
 }
 
-/* A running QEMU knows an overlay of ours by a name that tells nothing of the launcher's: but its header
- * does. */
+/* A running QEMU knows an overlay of ours by a name that tells nothing of the launcher's: but its
+ * header does. */
 static bool
 stands_on_absolute(const char *path, const char *folder)
 {
@@ -422,8 +422,8 @@ place_file(pid_t pid, const char *absolute, const char *format, const char *over
 
     if (why)
         return place_new_file(pid, place, why, overlay_folder, folder, error);
-    place->linked = is_link_elsewhere(absolute, place->path) ||
-                    stands_on_absolute(place->path, folder);
+    place->linked =
+        is_link_elsewhere(absolute, place->path) || stands_on_absolute(place->path, folder);
     place->naming = VF_NAMING_FLIP;
     place->folder = VF_STEAL(folder);
     return true;

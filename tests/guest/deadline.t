@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The deadline passes: exit 4, the guest is thawed, and nothing is left but a Failed record, however
-far the snapshot had come."""
+"""The deadline passes: exit 4, the guest is thawed, and nothing is left but a Failed record,
+however far the snapshot had come."""
 
 import time
 
@@ -46,7 +46,7 @@ def in_the_freeze(site):
     site.tap.is_(record["failureDeadline"], "2s", "slow: the record has the deadline")
     site.vm.clear_faults()
     rolled_back(site, "slow", before, record)
-    site.expect(1, "snapshot", "web@slow", what="slow: the name is taken as long as the record is there")
+    site.expect(1, "snapshot", "web@slow", what="slow: its name is taken until then")
     forgotten(site, "slow")
     acked = site.vm.writer_acked()
     record = site.snapshot(0, "slow")

@@ -102,7 +102,7 @@ def agent_comes_back(site):
     unverified(site, "agent-lost", record)
     site.vm.set_fault("kill", "noreply")
     record = site.snapshot(3, "no-answer",
-                           what="the agent dies before it answers the freeze, and comes back: exit 3")
+                           what="the agent dies in the freeze, and comes back: exit 3")
     failed(site, "no-answer", record, "guest agent")
     site.vm.clear_faults()
 

@@ -43,7 +43,8 @@ def at_the_limit(site):
                  ("freeze", True), "status says that it is frozen")
     wait_until(lambda: not site.guards(), what="the guard's thaw")
     frozen_for = time.monotonic() - began
-    site.tap.ok(2.9 <= frozen_for <= 4.5 + took, f"the guard thaws at the limit ({frozen_for:.1f} s)")
+    site.tap.ok(2.9 <= frozen_for <= 4.5 + took,
+                f"the guard thaws at the limit ({frozen_for:.1f} s)")
     site.tap.ok("guard-thawed" in site.journal_states(), "and writes it down")
     site.tap.ok(not (site.status().get("interrupted") or {}).get("owesThaw"),
                 "status does not say frozen any more")
@@ -67,7 +68,8 @@ def meanwhile(site):
     site.expect(0, "freeze", "web", "--for", "60s")
     before = site.listing(), site.graph(), site.guards()
     site.tap.ok("FROZEN" in site.run("status", "web").out, "status says it to people, too")
-    for words in (("snapshot", "web@no"), ("freeze", "web"), ("snapshot", "web@no", "--quiesce=skip")):
+    for words in (("snapshot", "web@no"), ("snapshot", "web@no", "--quiesce=skip"),
+                  ("freeze", "web")):
         done = site.expect(1, *words, what=f"{' '.join(words)} of a frozen guest: exit 1")
         site.tap.ok("frozen by hand" in done.err and "vmfrost thaw web" in done.err,
                     f"{words[0]}: it says why, and what to do")
@@ -134,7 +136,8 @@ def by_others(site):
         site.tap.ok("frozen already" in done.err, f"{words[0]}: it says so")
     is_frozen(site, "by others")
     done = site.expect(0, "thaw", "web", "--json", what="thaw: exit 0")
-    site.tap.is_(document_of(done)["document"]["thawedFilesystems"], DISKS, "it thaws what others froze")
+    site.tap.is_(document_of(done)["document"]["thawedFilesystems"], DISKS,
+                 "it thaws what others froze")
     site.thawed("by others")
     site.tidy("by others")
 
@@ -151,8 +154,8 @@ def main():
     with guest_test() as (tap, folder):
         with Site(tap, folder, [Disk("web"), Disk("data")]) as site:
             site.boot()
-            for part in (at_the_limit, sooner, meanwhile, limit_passed, killed, by_others, agent_lost,
-                         no_agent):
+            for part in (at_the_limit, sooner, meanwhile, limit_passed, killed, by_others,
+                         agent_lost, no_agent):
                 tap.diag(part.__name__)
                 part(site)
 

@@ -24,10 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
-# pylint: disable=wrong-import-position
-from lab import (PATIENCE, Disk, LabError, QmpError, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
+from lab import (PATIENCE, Disk, LabError, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
                  instant_problem, run, start_vmfrost, vmfrost, vmfrost_program, wait_until,
                  xfs_log_clean)
+
+# A test in the background of a script is started with signals ignored that vmfrost is to obey.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP:
+    signal.signal(number, signal.SIG_DFL)
 
 # What the lab and the tests themselves keep in a guest's folder.
 FURNITURE = {"qmp.sock", "qmp2.sock", "qga.sock", "ctl.sock", "console.log", "qemu.log"}

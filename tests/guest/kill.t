@@ -9,8 +9,8 @@ import re
 import signal
 import time
 
-from guesttest import (ROOT, Disk, Site, ext4_needs_recovery, guest_test, instant_problem,
-                       is_stopped, wait_until)
+from guesttest import (ROOT, Disk, Site, ext4_needs_recovery, guest_test, is_stopped,
+                       wait_until)
 
 FLOWS = ROOT / "src" / "flows"
 
@@ -65,7 +65,7 @@ class Killed:
 def cancel_when_stopped(command):
     """Stopped at a point, it is told to give up: its way back begins with a request in doubt."""
     wait_until(lambda: is_stopped(command), what="vmfrost at the point")
-    command.signal(signal.SIGINT)
+    command.signal(signal.SIGTERM)
     command.signal(signal.SIGCONT)
 
 
@@ -94,8 +94,7 @@ def recovered(site, point, name, acked):
     if record is None:
         return
     if record["readyToUse"]:
-        site.tap.is_(instant_problem(site.image("web", name), site.image("data", name), acked), None,
-                     f"{point}: rolled forward, the images are of one instant")
+        site.one_instant("web", "data", acked, f"{point}: rolled forward", name)
         if record["consistency"] == "filesystem":
             site.tap.ok(not ext4_needs_recovery(site.image("web", name)),
                         f"{point}: called consistent, and it is")

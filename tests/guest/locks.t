@@ -35,13 +35,14 @@ def second_one(site):
                               state_dir=site.state_dir), "by another spelling")
     link = site.vm.folder.parent / "link"
     os.symlink(site.vm.folder, link)
-    told(site, first, site.run("snapshot", "--qmp", link / "qmp.sock", "@second"), "by a symbolic link")
+    told(site, first, site.run("snapshot", "--qmp", link / "qmp.sock", "@second"),
+         "by a symbolic link")
     for words in ("delete", "web@first"), ("freeze", "web"), ("thaw", "web"), ("recover", "web"):
         told(site, first, site.run(*words), f"vmfrost {words[0]}")
     site.tap.ok(time.monotonic() - began < 3, "all of them are told at once")
     status = site.status()
-    site.tap.is_((status["holder"]["pid"], status["holder"]["what"]), (first.pid, "snapshot web@first"),
-                 "status --json says who is at work")
+    site.tap.is_((status["holder"]["pid"], status["holder"]["what"]),
+                 (first.pid, "snapshot web@first"), "status --json says who is at work")
     text = site.run("status", "web").out
     site.tap.ok(f"process {first.pid}" in text and "snapshot web@first" in text,
                 "and status says it to people")

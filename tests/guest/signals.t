@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Signals: a vmfrost that is stopped and goes on too late, and one that is told to give up. The guest
-is thawed in time, and what they say afterwards is true."""
+"""Signals: a vmfrost that is stopped and goes on too late, and one that is told to give up. The
+guest is thawed in time, and what they say afterwards is true."""
 
 import signal
 import time
 
-from guesttest import (Disk, Site, ext4_needs_recovery, guest_test, instant_problem, is_stopped,
-                       wait_until)
+from guesttest import Disk, Site, ext4_needs_recovery, guest_test, is_stopped, wait_until
 
 
 def state_of(site):
@@ -23,8 +22,7 @@ def honest(site, what, name, done, acked, before):
     site.tap.ok(record["consistency"] != "filesystem", f"{what}: nobody calls it consistent")
     if done.code == 5:
         site.tap.ok(record["readyToUse"], f"{what}: exit 5, and the snapshot is there")
-        site.tap.is_(instant_problem(site.image("web", name), site.image("data", name), acked), None,
-                     f"{what}: it is of one instant")
+        site.one_instant("web", "data", acked, what, name)
     else:
         site.tap.is_((done.code, record["phase"], record["readyToUse"]), (1, "Failed", False),
                      f"{what}: exit 1, and the record says Failed")
@@ -89,7 +87,7 @@ def not_suspended(site):
     command.signal(signal.SIGTSTP)
     site.judge(command.wait(), 0, "SIGTSTP does not suspend it: exit 0")
     site.vm.clear_faults()
-    site.tap.is_(site.record("awake")["consistency"], "filesystem", "and the snapshot is consistent")
+    site.tap.is_(site.record("awake")["consistency"], "filesystem", "and its snapshot consistent")
     site.expect(0, "delete", "web@awake")
     site.tidy("SIGTSTP")
 

@@ -115,9 +115,10 @@ def read_out(done):
 
 def finish(command, timeout=lab.PATIENCE):
     """The Out of a Command when it has ended. (Popen.wait() would sleep too long each time.)"""
-    ended = os.pidfd_open(command.pid)
-    select.select([ended], [], [], timeout)
-    os.close(ended)
+    if command.process.poll() is None:
+        ended = os.pidfd_open(command.pid)
+        select.select([ended], [], [], timeout)
+        os.close(ended)
     return read_out(command.wait(max(timeout, 1)))
 
 

@@ -12,15 +12,16 @@ import struct
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (ROOT, Qemu, Qmp, Tap, blockdev, drive, finish, go_on, image_ok, lab, make_image,
-                  wait_until)
+from bare import ROOT, Qemu, Qmp, Tap, blockdev, drive, finish, go_on, image_ok, lab
 
 HERE = ROOT / "peers"
 GREETING = (b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, '
             b'"capabilities": ["oob"]}}\r\n')
+EVENT = b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}\r\n' * 500
 
 
 def command_on(path, verb="snapshot", *words):
@@ -123,16 +124,17 @@ def not_there(t):
     unreachable(t, "a folder", HERE / "folder", [str(HERE / "folder")], 2)
     unreachable(t, "a fifo", HERE / "fifo", [str(HERE / "fifo")], 2)
     unreachable(t, "/dev/null", "/dev/null", ["/dev/null"], 2)
-    unreachable(t, "nobody listens", HERE / "stale", ["refused"], 2)
+    unreachable(t, "nobody listens", HERE / "stale", ["nobody listens"], 2)
     unreachable(t, "a link to itself", HERE / "loop", [], 2)
     datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     datagrams.bind(str(HERE / "datagrams"))
     unreachable(t, "a datagram socket", HERE / "datagrams", [], 2)
     datagrams.close()
     out, _ = command_on(HERE / ("x" * 120), "snapshot")
-    t.ok(out.code in (2, 3) and "long" in out.error, f"a path too long for a socket: {out.error[-70:]}")
+    t.ok(out.code == 3 and "No such file" in out.error,
+         f"a path longer than a socket's name can be: {out.error[-70:]}")
     out, _ = command_on("tcp:127.0.0.1:1", "snapshot")
-    t.ok(out.code == 3 and "refused" in out.error, f"nobody at a TCP port: {out.error[-70:]}")
+    t.ok(out.code == 3 and "nobody listens" in out.error, f"nobody at a TCP port: {out.error[-70:]}")
 
 
 # --- somebody else -----------------------------------------------------------------
@@ -183,15 +185,22 @@ def strangers(t):
         ("a refusal of qmp_capabilities", after_capabilities(
             b'{"id": ID, "error": {"class": "GenericError", "desc": "go \x1b[31maway"}}\r\n'), 11),
         ("an answer with another id", after_capabilities(b'{"id": "x", "return": {}}\r\n'), 11),
+        ("events without end", after_capabilities(
+            b'{"id": ID, "return": {}}\r\n', EVENT * ((64 << 20) // len(EVENT))), 12),
         ("an answer that is no object", after_capabilities(b'{"id": ID, "return": 7}\r\n'), 11),
     )
-    for name, talk, within in cases:
-        peer = Peer(f"peer-{len(list(HERE.iterdir()))}", talk)
-        out, took = command_on(peer.path)
-        if not t.ok(out.code == 3 and took < within and clean(out),
-                    f"{name}: exit 3 in {took:.1f} s: {out.error[-80:]!r}"):
-            t.diag(f"{out.code} {out.error} {out.err}")
-        peer.close()
+    # All at once, or their time limits would add up. Each thread outlives its command.
+    with ThreadPoolExecutor(len(cases)) as pool:
+        begun = []
+        for number, (name, talk, within) in enumerate(cases):
+            peer = Peer(f"peer-{number}", talk)
+            begun.append((name, within, peer, pool.submit(command_on, peer.path)))
+        for name, within, peer, future in begun:
+            out, took = future.result()
+            if not t.ok(out.code == 3 and took < within and clean(out),
+                        f"{name}: exit 3 in {took:.1f} s: {out.error[-80:]!r}"):
+                t.diag(f"{out.code} {out.error} {out.err}")
+            peer.close()
 
 
 def flood(first, part, size):
@@ -215,25 +224,34 @@ def flood(first, part, size):
 
 def floods(t):
     """However much somebody says, vmfrost stays small."""
+    program = os.environ.get("VMFROST")
+    # Whatever it allocates comes from here, or not at all.
+    wrapper = HERE / "with-little-memory"
+    wrapper.write_text(f'#!/bin/sh\nulimit -d 16384\nexec {lab.vmfrost_program()} "$@"\n')
+    wrapper.chmod(0o755)
+    limited = b"__asan_init" not in Path(lab.vmfrost_program()).read_bytes()
+    if limited:
+        os.environ["VMFROST"] = str(wrapper)
     entry = b'{"device": "%s", "locked": false}, ' % (b"x" * 4000)
     for name, talk in (
             ("64 MiB of a reply", flood(GREETING, entry, 64 << 20)),
             ("64 MiB of one string", flood(GREETING, b'"' + b"y" * 65535, 64 << 20)),
             ("64 MiB of small things", flood(GREETING, b"{}," * 20000, 64 << 20)),
             ("64 MiB before a greeting", flood(b"", b"z" * 65536, 64 << 20)),
-            ("64 MiB of lines before a greeting", flood(b"", b"{}\r\n" * 16384, 64 << 20)),
-            ("64 MiB of events", flood(GREETING[:-2] + b"\r\n", b'"a"]}\r\n' + b'{"event": "STOP", '
-             b'"data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}\r\n' * 500, 64 << 20))):
+            ("64 MiB of lines before a greeting", flood(b"", b"{}\r\n" * 16384, 64 << 20))):
         peer = Peer(f"flood-{len(list(HERE.iterdir()))}", talk)
         begun = time.monotonic()
         out, seen = watch_peak(lab.start_vmfrost(
             ["check", "--qmp", peer.path, "--json"], state_dir=HERE / "state"))
         took = time.monotonic() - begun
-        t.ok(out.code in (1, 3) and clean(out) and took < 25,
+        t.ok(out.code == 3 and clean(out) and took < 25,
              f"{name}: exit {out.code} in {took:.1f} s: {out.error[-100:]!r}")
         peaks = max([seen, *peer.peaks])
-        t.ok(0 < peaks < 16 * 1024, f"... with {peaks} KiB at the most")
+        t.ok(peaks < 16 * 1024 or not limited, f"... with less than 16 MiB of memory ({peaks} KiB were seen)")
         peer.close()
+    os.environ.pop("VMFROST", None)
+    if program:
+        os.environ["VMFROST"] = program
 
 
 # --- a QEMU --------------------------------------------------------------------------
@@ -243,13 +261,11 @@ def held(t):
     with Qemu(drive("web")) as vm:
         other = Qmp(vm.socket)
         before = vm.graph()
-        for verb in ("check", "snapshot"):
-            begun = time.monotonic()
-            out = vm.vmfrost(verb, "@one")
-            took = time.monotonic() - begun
-            t.ok(out.code == 3 and took < 6 and "client" in out.error + out.next,
-                 f"another client has the monitor: {verb}: exit 3 in {took:.1f} s: "
-                 f"{out.error[-80:]} | {out.next[-80:]}")
+        begun = time.monotonic()
+        out = vm.vmfrost("snapshot", "@one")
+        took = time.monotonic() - begun
+        t.ok(out.code == 3 and took < 6 and "client" in out.error + out.next,
+             f"another client has the monitor: exit 3 in {took:.1f} s: {out.error[-80:]}")
         out = vm.vmfrost("status")
         t.ok(out.code == 0 and out.document["running"] is False and
              any("client" in line for line in out.document["warnings"]), "... status says so, too")
@@ -281,25 +297,23 @@ def hangs(t):
     with Qemu(drive("web")) as vm:
         vm.hang_up()
         os.kill(vm.pid, signal.SIGSTOP)
-        for verb in ("check", "snapshot"):
-            begun = time.monotonic()
-            out = vm.vmfrost(verb, "@one")
-            took = time.monotonic() - begun
-            t.ok(out.code == 3 and took < 11, f"QEMU hangs: {verb}: exit 3 in {took:.1f} s: "
-                 f"{out.error[-90:]}")
+        begun = time.monotonic()
+        out = vm.vmfrost("snapshot", "@one")
+        took = time.monotonic() - begun
+        t.ok(out.code == 3 and took < 11, f"QEMU hangs: exit 3 in {took:.1f} s: {out.error[-90:]}")
         os.kill(vm.pid, signal.SIGCONT)
         t.is_((vm.names(), vm.vmfrost("list").result), (["web.qcow2"], []), "... nothing is changed")
         vm.take("one")
         t.ok(True, "... and when it goes on, a snapshot can be taken")
         vm.delete("one")
-    for step in ("look+", "rehearse", "cut", "cut+", "verify"):
+    for step in ("rehearse", "cut+", "verify"):
         with Qemu(drive("web")) as vm:
             vm.write("web", 1)
-            command = vm.stop_at(step, "snapshot", "@no", "--deadline", "1s")
+            command = vm.stop_at(step, "snapshot", "@no", "--deadline", "500ms")
             vm.hang_up()
             os.kill(vm.pid, signal.SIGSTOP)
             command.signal(signal.SIGCONT)
-            time.sleep(1.6)
+            time.sleep(0.8)
             os.kill(vm.pid, signal.SIGCONT)
             out = finish(command)
             t.ok(out.code == 4 and "deadline" in out.error and vm.names() == ["web.qcow2"] and
