@@ -196,6 +196,27 @@ freezing_line(const struct vf_flow *flow, bool *owed_r)
     return found;
 }
 
+/* QEMU cannot be asked: its monitor has another client, or it hangs, or is gone. Who froze knew
+ * where the agent is. */
+static bool
+take_from_journal(struct vf_flow *flow)
+{
+    struct json_object *first = vf_json_at(flow->journal_lines, 0);
+    const char *agent = flow->vm.agent ? flow->vm.agent : vf_json_string(first, "agent");
+    int64_t pid = 0, started = 0;
+
+    if (!agent)
+        return false;
+    if (!flow->agent.socket)
+        flow->agent.socket = vf_strdup(agent);
+    vf_json_int(first, "qemu", &pid);
+    vf_json_int(first, "qemuStarted", &started);
+    if (!flow->qemu.pid)
+        flow->qemu = (struct vf_process){(pid_t)pid, (uint64_t)started};
+    vf_absolve(flow);
+    return true;
+}
+
 /* A guard holds the agent's only connection. It is sent away as late as possible, and the first
  * thaw brings another one. */
 static void
@@ -210,6 +231,10 @@ relieve_guard(struct vf_flow *flow)
         vf_warn(flow, "%s", error.text);
     struct json_object *line = freezing_line(flow, &owed);
 
+    if (vf_failed(&flow->error) && (!owed || !take_from_journal(flow))) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
         vf_guard_dismiss((pid_t)pid, (uint64_t)started, 0);
     if (owed)
@@ -270,12 +295,14 @@ static const struct vf_step thaw_steps[T_COUNT] = {
                    .title = "Connecting to QEMU",
                    .start = vf_step_connect,
                    .budget_ms = 10000,
-                   .next = T_LOOK},
+                   .next = T_LOOK,
+                   .otherwise = T_RELIEVE},
     [T_LOOK] = {.name = "look",
                 .title = "Looking at the VM",
                 .start = vf_step_look,
                 .budget_ms = 10000,
-                .next = T_STATE},
+                .next = T_STATE,
+                .otherwise = T_RELIEVE},
     [T_STATE] = {.name = "state",
                  .title = "Asking for the run state",
                  .start = note_state,

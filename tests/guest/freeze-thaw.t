@@ -8,7 +8,7 @@ import re
 import signal
 import time
 
-from guesttest import ROOT, Disk, Site, guest_test, wait_until
+from guesttest import ROOT, Disk, Qmp, Site, guest_test, wait_until
 
 DISKS = 2
 
@@ -61,6 +61,30 @@ def sooner(site):
     done = site.expect(0, "thaw", "web", what="thaw of a guest that is not frozen: exit 0")
     site.tap.ok("nothing was frozen" in done.out, "and it says so")
     site.tidy("thaw again")
+
+
+def monitor_taken(site):
+    """Somebody else is on QEMU's monitor: that is no reason to leave a guest frozen."""
+    site.expect(0, "freeze", "web", "--for", "60s")
+    other = Qmp(site.vm.path("qmp.sock"))
+    done = site.expect(0, "thaw", "web", what="thaw while the monitor is taken: exit 0")
+    site.tap.ok("another client" in done.err, "it warns")
+    other.close()
+    site.thawed("monitor taken")
+    site.tidy("monitor taken")
+
+
+def qemu_gone(site):
+    """QEMU dies frozen: nobody waits for an agent that cannot come back."""
+    site.expect(0, "freeze", "web", "--for", "60s")
+    site.vm.kill()
+    began = time.monotonic()
+    site.expect(0, "thaw", "web", what="thaw when QEMU is gone: exit 0")
+    site.tap.ok(time.monotonic() - began < 10, "at once")
+    site.tidy("QEMU gone")
+    site.expect(3, "thaw", "web", what="thaw of a VM that does not run: exit 3")
+    site.expect(3, "freeze", "web", what="freeze of a VM that does not run: exit 3")
+    site.tidy("not running")
 
 
 def meanwhile(site):
@@ -154,10 +178,13 @@ def main():
     with guest_test() as (tap, folder):
         with Site(tap, folder, [Disk("web"), Disk("data")]) as site:
             site.boot()
-            for part in (at_the_limit, sooner, meanwhile, limit_passed, killed, by_others,
-                         agent_lost, no_agent):
+            for part in (at_the_limit, sooner, monitor_taken, meanwhile, limit_passed, killed,
+                         by_others, agent_lost, no_agent):
                 tap.diag(part.__name__)
                 part(site)
+            site.vm.start_agent()
+            site.vm.wait_agent()
+            qemu_gone(site)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
-from lab import (PATIENCE, Disk, LabError, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
+from lab import (PATIENCE, Disk, LabError, Qmp, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
                  instant_problem, run, start_vmfrost, vmfrost, vmfrost_program, wait_until,
                  xfs_log_clean)
 

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (CLUSTER, SIZE, LabError, Qemu, Tap, blockdev, drive, image_info, image_ok,
-                  make_image, wait_until)
+                  make_image)
 
 OWN = os.environ.get("ONLY", "")
 
