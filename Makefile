@@ -164,6 +164,9 @@ check-guest: all unit
 	$(Q)tests/lab/build >/dev/null
 	$(Q)EXAMPLE=$(CURDIR)/$(EXAMPLE) $(PROVE) $(PROVE_FLAGS) $(TESTS_GUEST)
 
+VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
+            --child-silent-after-fork=yes
+
 .PHONY: check-asan check-valgrind
 check-asan:
 	$(Q)tools/bootstrap build test lint
@@ -171,9 +174,7 @@ check-asan:
 
 check-valgrind: bootstrap
 	$(Q)$(MAKE) --no-print-directory all unit
-	$(Q)VALGRIND=1 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec 'valgrind -q --error-exitcode=99 \
-	    --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes' \
-	    $(UNIT_BIN)
+	$(Q)VALGRIND=1 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '$(VALGRIND)' $(UNIT_BIN)
 
 # The main job, on a real guest: boots one, freezes, cuts, thaws, and looks at the result.
 .PHONY: demo bench

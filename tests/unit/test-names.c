@@ -378,7 +378,7 @@ find_on_ramfs(void)
     VF_AUTO_FREE char *path = at("web.qcow2");
     int names = 0;
 
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("none", folder, "ramfs", 0, NULL) < 0)
         return 2;
     if (!put_file(path, "web") || open(path, O_RDWR | O_CLOEXEC) < 0 ||
@@ -390,6 +390,9 @@ find_on_ramfs(void)
 
     while (list && (entry = readdir(list)))
         names += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    if (list)
+        closedir(list);
+    vf_place_release(&place);
     return good && names == 1 ? 0 : 1;
 }
 
