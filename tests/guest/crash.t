@@ -110,6 +110,39 @@ def everything(site, name):
     site.tidy("everything, deleted")
 
 
+def in_a_deletion(site, name, point, recover_first, alone=False):
+    """The same while a snapshot is merged back. While block-commit opens the base by its name, that
+    name leads to the base (merge.stopped, merge.started): there the journal has to be read before
+    the VM is started again."""
+    what = f"delete, {point}" + (", QEMU alone" if alone else "")
+    site.snapshot(0, name, what=f"{what}: a snapshot")
+    now = site.vm.writer_acked()
+    wait_until(lambda: site.vm.writer_acked() > now + 20, what="records to merge")
+    acked = site.vm.writer_acked()
+    if alone:
+        command = stop_at(site, point, "delete", f"web@{name}")
+        site.vm.kill()
+        command.signal(signal.SIGCONT)
+        done = command.wait()
+        site.tap.ok(done.code, f"{what}: vmfrost fails ({done.code})")
+        site.tap.diag(done.err)
+    else:
+        done = site.start("delete", f"web@{name}", env={"VMFROST_TEST_AT": f"kill:{point}"}).wait()
+        site.judge(done, -signal.SIGKILL, f"{what}: vmfrost is killed there")
+        site.vm.kill()
+    if recover_first:
+        recover(site, f"{what}, off")
+    site.one_instant("web", "data", acked, f"{what}: what the command line opens")
+    site.boot()
+    if not recover_first:
+        recover(site, f"{what}, booted")
+    site.thawed(what)
+    if site.record(name):
+        site.expect(0, "delete", f"web@{name}", what=f"{what}: delete again: exit 0")
+    site.tidy(f"{what}, deleted")
+    site.vm.start_writer("web", "data")
+
+
 def main():
     with guest_test() as (tap, folder):
         tap.diag("-drive, existing")
@@ -124,6 +157,9 @@ def main():
             qemu_alone(site, "s8", "freeze+", recover_first=True)
             qemu_alone(site, "s9", "cut+")
             qemu_alone(site, "s10", "thaw", recover_first=True)
+            in_a_deletion(site, "d1", "merge.started", recover_first=True)
+            in_a_deletion(site, "d2", "merge.turned", recover_first=False)
+            in_a_deletion(site, "d3", "merge.turned", recover_first=True, alone=True)
         tap.diag("-blockdev, on an iothread, preopened")
         with Site(tap, folder / "b", [Disk("web"), Disk("data")], attach="blockdev",
                   iothread=True) as site:

@@ -290,17 +290,21 @@ class Site:
     def strays(self):
         """Whatever is left that should not be: names, nodes, jobs, the journal, guards."""
         images = {disk.file for disk in self.vm.disks}
+        unfinished = set()
         for record in self.records():
             if record["phase"] == "InProgress":
                 yield f"the record {record['name']} is in progress"
             if record.get("cuts"):
                 images |= {os.path.basename(volume["image"])
                            for volume in record["snapshotVolumes"]["included"]}
+            if not record.get("readyToUse"):
+                # A deletion that was interrupted in the middle, and is to be repeated.
+                unfinished |= {os.path.basename(cut["overlay"]) for cut in record.get("cuts", [])}
         listing = self.listing()
         yield from (f"{name} is missing" for name in images - set(listing))
         opened = opened_by(self.vm.pid) if self.vm.alive() else {}
         known = self._names_of_qemu() if self.vm.alive() else set()
-        for name in sorted(set(listing) - images):
+        for name in sorted(set(listing) - images - unfinished):
             # A running QEMU may open an image anew by the name that it was given.
             if name not in known or listing[name] not in opened:
                 yield f"the name {name}"
