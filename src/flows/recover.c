@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
@@ -42,88 +43,12 @@ enum step {
 
 /* Reading the journal. */
 
-static struct json_object *
-last_line(const struct vf_flow *flow, const char *state)
-{
-    struct json_object *found = NULL;
-
-    for (size_t i = 0; i < vf_json_length(flow->journal_lines); i++) {
-        struct json_object *line = vf_json_at(flow->journal_lines, i);
-        const char *its_state = vf_json_string(line, "state");
-
-        if (its_state && strcmp(its_state, state) == 0)
-            found = line;
-    }
-    return found;
-}
-
-/* The index of the last line with this state, 0 if there is none (0 is the first line: no state).
- */
-static size_t
-last_index(const struct vf_flow *flow, const char *state)
-{
-    size_t found = 0;
-
-    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
-        const char *its_state = vf_json_string(vf_json_at(flow->journal_lines, i), "state");
-
-        if (its_state && strcmp(its_state, state) == 0)
-            found = i;
-    }
-    return found;
-}
-
-static bool
-was(const struct vf_flow *flow, const char *operation)
-{
-    const char *its = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
-
-    return its && strcmp(its, operation) == 0;
-}
-
-static bool
-guard_is_alive(const struct vf_flow *flow)
-{
-    struct json_object *line = last_line(flow, "freezing");
-    int64_t pid = 0, started = 0;
-
-    return line && vf_json_int(line, "guard", &pid) &&
-           vf_json_int(line, "guardStarted", &started) &&
-           vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
-}
-
-static bool
-read_first_line(struct vf_flow *flow)
-{
-    struct json_object *first = vf_json_at(flow->journal_lines, 0);
-    struct json_object *prepared = last_line(flow, "prepared");
-    const char *id = vf_json_string(first, "id");
-    const char *agent = vf_json_string(first, "agent");
-    const char *port_id = vf_json_string(first, "agentPortId");
-    const char *snapshot = vf_json_string(first, "snapshot");
-    int64_t pid = 0, started = 0;
-
-    if (!id || strlen(id) != 16 ||
-        !vf_cuts_parse(flow, vf_json_array(prepared ? prepared : first, "cuts")))
-        return false;
-    memcpy(flow->id, id, sizeof flow->id);
-    if (agent)
-        flow->agent.socket = vf_strdup(agent);
-    if (port_id)
-        flow->agent.port_id = vf_strdup(port_id);
-    if (snapshot)
-        flow->snapshot_name = vf_strdup(snapshot);
-    vf_json_int(first, "qemu", &pid);
-    vf_json_int(first, "qemuStarted", &started);
-    flow->qemu = (struct vf_process){(pid_t)pid, (uint64_t)started};
-    return true;
-}
-
 static void
 read_journal(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
+    json_object_put(flow->journal_lines);
     flow->journal_lines = vf_journal_read(&flow->vm, &error);
     if (!flow->journal_lines && vf_failed(&error)) {
         vf_note_error(flow, &error);
@@ -135,7 +60,7 @@ read_journal(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
-    if (vf_json_length(flow->journal_lines) && !read_first_line(flow)) {
+    if (vf_json_length(flow->journal_lines) && !vf_history_adopt(flow)) {
         vf_note(flow, VMFROST_FAILED, "the journal %s/journal cannot be understood",
                 flow->vm.folder);
         vf_advise(flow,
@@ -150,7 +75,7 @@ read_journal(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (flow->implicit && was(flow, "freeze") && guard_is_alive(flow)) {
+    if (flow->implicit && vf_history_was(flow, "freeze") && vf_history_guard_lives(flow)) {
         vf_note(flow, VMFROST_FAILED, "the guest is frozen by hand");
         vf_advise(flow, "thaw it first: vmfrost thaw %s", flow->vm.name);
         vf_end(flow, VF_REFUSED);
@@ -163,11 +88,13 @@ read_journal(struct vf_flow *flow)
         flow->engine.conditions |= VF_IF_QEMU;
     else
         flow->engine.conditions |= VF_IF_OFFLINE;
-    size_t freezing = last_index(flow, "freezing");
+    size_t freezing = vf_history_index(flow, "freezing");
 
-    flow->cut_begun = freezing > 0 || last_index(flow, "cutting") > 0 || was(flow, "delete");
+    flow->cut_begun =
+        freezing > 0 || vf_history_index(flow, "cutting") > 0 || vf_history_was(flow, "delete");
     flow->froze = freezing > 0;
-    if (freezing > last_index(flow, "thawed") && freezing > last_index(flow, "guard-thawed"))
+    if (freezing > vf_history_index(flow, "thawed") &&
+        freezing > vf_history_index(flow, "guard-thawed"))
         flow->engine.conditions |= VF_IF_THAW_OWED;
     vf_end(flow, VF_OK);
 }
@@ -177,13 +104,13 @@ read_journal(struct vf_flow *flow)
 static void
 wait_for_guard(struct vf_flow *flow)
 {
-    vf_end(flow, guard_is_alive(flow) ? VF_REFUSED : VF_OK);
+    vf_end(flow, vf_history_guard_lives(flow) ? VF_REFUSED : VF_OK);
 }
 
 static void
 dismiss_guard(struct vf_flow *flow)
 {
-    struct json_object *line = last_line(flow, "freezing");
+    struct json_object *line = vf_history_last(flow, "freezing");
     int64_t pid = 0, started = 0;
 
     if (line && vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
@@ -196,7 +123,7 @@ dismiss_guard(struct vf_flow *flow)
         json_object_put(flow->journal_lines);
         flow->journal_lines = lines;
     }
-    if (last_index(flow, "guard-thawed") > last_index(flow, "freezing"))
+    if (vf_history_index(flow, "guard-thawed") > vf_history_index(flow, "freezing"))
         flow->engine.conditions &= ~(unsigned)VF_IF_THAW_OWED;
     vf_end(flow, VF_OK);
 }
@@ -269,67 +196,6 @@ back(struct vf_flow *flow, unsigned conditions)
     flow->action = "rolled-back";
 }
 
-/* A stop of ours that nobody has undone. */
-static bool
-left_stopped(const struct vf_flow *flow)
-{
-    size_t flip = last_index(flow, "merge-flip");
-
-    return flip && flip > last_index(flow, "merge-running") && flip > last_index(flow, "merged") &&
-           vf_json_bool(last_line(flow, "merge-flip"), "running", false);
-}
-
-/* A merge of this operation had begun: from its first byte on, an image is no snapshot any more. */
-static bool
-merge_had_begun(const struct vf_flow *flow)
-{
-    return last_index(flow, "merge-flip") || last_index(flow, "merge-running") ||
-           last_index(flow, "merge-final");
-}
-
-static bool
-is_flipped(const struct vf_cut *cut)
-{
-    return cut->naming == VF_NAMING_FLIP && cut->overlay.number &&
-           vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
-}
-
-/* The last that the journal says of this disk's merge. */
-static const char *
-merge_state(const struct vf_flow *flow, const struct vf_cut *cut)
-{
-    const char *found = "";
-
-    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
-        struct json_object *line = vf_json_at(flow->journal_lines, i);
-        const char *disk = vf_json_string(line, "disk"), *state = vf_json_string(line, "state");
-
-        if (disk && state && strcmp(disk, cut->name) == 0)
-            found = state;
-    }
-    return found;
-}
-
-/* The base is the live image: all of the overlay was in it when its name was turned. */
-static bool
-merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
-{
-    const char *state = merge_state(flow, cut);
-
-    if (strcmp(state, "merged") == 0)
-        return !is_flipped(cut);
-    if (cut->naming == VF_NAMING_NEW_FILE)
-        return strcmp(state, "merge-turned") == 0;
-    return strcmp(state, "merge-final") == 0 && !is_flipped(cut);
-}
-
-/* The overlay is, or may be, what the guest has written last. */
-static bool
-overlay_counts(const struct vf_flow *flow, const struct vf_cut *cut)
-{
-    return !merge_was_final(flow, cut) && (is_flipped(cut) || vf_overlay_has_data(cut));
-}
-
 /* A disk of which this QEMU has neither image in use is unplugged: absence from the graph says
  * nothing of what became of its cut. */
 static size_t
@@ -340,10 +206,10 @@ find_absent(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
-        cut->merged = merge_was_final(flow, cut);
+        cut->merged = vf_history_merge_was_final(flow, cut);
         cut->absent = !vf_graph_in_use(flow->facts.graph, cut->overlay_node) &&
                       !vf_graph_in_use(flow->facts.graph, cut->node);
-        counting += cut->absent && overlay_counts(flow, cut);
+        counting += cut->absent && vf_history_overlay_counts(flow, cut);
     }
     return counting;
 }
@@ -354,7 +220,8 @@ static bool
 turn_the_unmerged(struct vf_flow *flow)
 {
     for (size_t i = 0; i < flow->cut_count; i++)
-        if (!*merge_state(flow, &flow->cuts[i]) && !vf_turn_to_overlay(flow, &flow->cuts[i]))
+        if (!*vf_history_merge_state(flow, &flow->cuts[i]) &&
+            !vf_turn_to_overlay(flow, &flow->cuts[i]))
             return false;
     return true;
 }
@@ -365,24 +232,24 @@ decide(struct vf_flow *flow)
     size_t made = vf_cuts_made(flow), absent = find_absent(flow);
 
     load_record(flow);
-    flow->stopped = left_stopped(flow);
-    if (was(flow, "freeze")) {
+    flow->stopped = vf_history_left_stopped(flow);
+    if (vf_history_was(flow, "freeze")) {
         flow->action = "thawed";
-    } else if (was(flow, "delete")) {
+    } else if (vf_history_was(flow, "delete")) {
         flow->action = "rolled-forward";
         flow->engine.conditions |= VF_IF_MERGE | VF_IF_FILES;
     } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false) &&
-               made + absent == flow->cut_count && !merge_had_begun(flow)) {
+               made + absent == flow->cut_count && !vf_history_merge_had_begun(flow)) {
         forward(flow); /* all was done but the end of the journal */
     } else if (made == 0 && absent == 0) {
         back(flow, VF_IF_FILES);
-    } else if (made + absent < flow->cut_count && !merge_had_begun(flow)) {
+    } else if (made + absent < flow->cut_count && !vf_history_merge_had_begun(flow)) {
         vf_note(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",
                 made + absent, flow->cut_count);
         vf_advise(flow, "look at `vmfrost status %s`; nothing was touched", flow->vm.name);
         vf_end(flow, VF_REFUSED);
         return;
-    } else if (absent == 0 && (deadline_passed(flow) || merge_had_begun(flow))) {
+    } else if (absent == 0 && (deadline_passed(flow) || vf_history_merge_had_begun(flow))) {
         if (!turn_the_unmerged(flow)) {
             vf_end(flow, VF_REFUSED);
             return;
@@ -401,24 +268,6 @@ look_at_graph(struct vf_flow *flow)
 }
 
 /* QEMU is gone: which of its two images was the live one? */
-
-/* Some QEMU writes to the base by now: one that was started again before the name was flipped. What
- * the overlay holds is not the disk's state any more. */
-static bool
-base_is_live(const struct vf_cut *cut)
-{
-    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
-
-    for (size_t i = 0; i < vf_json_length(qemus); i++) {
-        struct vf_opened opened;
-        int64_t pid = 0;
-
-        if (vf_json_int(vf_json_at(qemus, i), "pid", &pid) && cut->base.number &&
-            vf_process_opened((pid_t)pid, cut->base, &opened) && opened.read_write)
-            return true;
-    }
-    return false;
-}
 
 /* The VM stopped in the middle of a merge. Every name is made to lead to its live image, which is
  * what counts; the record knows that it is no snapshot any more, and of which images it is made, so
@@ -444,7 +293,8 @@ decide_offline(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
-        if (!is_flipped(cut) && overlay_counts(flow, cut) && base_is_live(cut)) {
+        if (!vf_cut_is_flipped(cut) && vf_history_overlay_counts(flow, cut) &&
+            vf_cut_base_is_live(cut)) {
             vf_note(
                 flow, VMFROST_FAILED,
                 "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
@@ -457,14 +307,14 @@ decide_offline(struct vf_flow *flow)
             vf_end(flow, VF_REFUSED);
             return;
         }
-        cut->merged = merge_was_final(flow, cut);
-        live += overlay_counts(flow, cut);
+        cut->merged = vf_history_merge_was_final(flow, cut);
+        live += vf_history_overlay_counts(flow, cut);
     }
-    if (was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
+    if (vf_history_was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
         flow->action = "thawed";
     } else if (live == 0) {
         back(flow, VF_IF_FILES);
-    } else if (!merge_had_begun(flow) && !was(flow, "delete")) {
+    } else if (!vf_history_merge_had_begun(flow) && !vf_history_was(flow, "delete")) {
         forward(flow);
     } else if (leave_half_merged(flow)) {
         flow->action = "none";
@@ -509,7 +359,7 @@ let_go(struct vf_flow *flow)
 static bool
 close_forward(struct vf_flow *flow)
 {
-    struct json_object *thawed = last_line(flow, "thawed");
+    struct json_object *thawed = vf_history_last(flow, "thawed");
     int64_t frozen_count = -1, thawed_count = -2;
 
     if (vf_json_bool(flow->record, "readyToUse", false))
@@ -572,9 +422,11 @@ close_up(struct vf_flow *flow)
         closed = close_forward(flow);
     else if (flow->half_merged && flow->record)
         closed = close_back(flow);
-    else if (was(flow, "snapshot") && flow->action && strcmp(flow->action, "rolled-back") == 0)
+    else if (vf_history_was(flow, "snapshot") && flow->action &&
+             strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
-    else if (was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) && flow->snapshot_name)
+    else if (vf_history_was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) &&
+             flow->snapshot_name)
         closed =
             vf_record_remove(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
     vf_links_sweep(flow);
@@ -718,6 +570,16 @@ const struct vf_table vf_recover_table = {
     .first = READ,
 };
 
+/* Which table recovers it depends on what was interrupted. A journal that cannot be read is the
+ * table's own to tell of. */
+static void
+choose_table(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+
+    flow->journal_lines = vf_journal_read(&flow->vm, &ignored);
+}
+
 struct vf_flow *
 vf_recovery_before(struct vf_flow *parent, vmfrost_done_fn *done)
 {
@@ -731,6 +593,7 @@ vf_recovery_before(struct vf_flow *parent, vmfrost_done_fn *done)
     flow->lock_fd = parent->lock_fd;
     flow->lock_borrowed = true;
     flow->implicit = true;
+    flow->prepare = choose_table;
     flow->engine.thaw_wait_ms = parent->engine.thaw_wait_ms;
     flow->on_done = done;
     flow->data = parent;
@@ -753,5 +616,6 @@ describe(struct vf_flow *flow)
 void
 vf_recover_prepare(struct vf_flow *flow)
 {
+    flow->prepare = choose_table;
     flow->document = describe;
 }

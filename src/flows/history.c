@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the journal of an operation that died says of it.
+ *
+ * It tells what was intended; what really happened is asked of QEMU, the descriptors and the
+ * folders by whoever reads it.
+ */
+#include "flows/history.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "util/cleanup.h"
+#include "util/json.h"
+#include "util/mem.h"
+
+struct json_object *
+vf_history_last(const struct vf_flow *flow, const char *state)
+{
+    struct json_object *found = NULL;
+
+    for (size_t i = 0; i < vf_json_length(flow->journal_lines); i++) {
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *its_state = vf_json_string(line, "state");
+
+        if (its_state && strcmp(its_state, state) == 0)
+            found = line;
+    }
+    return found;
+}
+
+size_t
+vf_history_index(const struct vf_flow *flow, const char *state)
+{
+    size_t found = 0;
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        const char *its_state = vf_json_string(vf_json_at(flow->journal_lines, i), "state");
+
+        if (its_state && strcmp(its_state, state) == 0)
+            found = i;
+    }
+    return found;
+}
+
+bool
+vf_history_was(const struct vf_flow *flow, const char *operation)
+{
+    const char *its = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
+
+    return its && strcmp(its, operation) == 0;
+}
+
+bool
+vf_history_guard_lives(const struct vf_flow *flow)
+{
+    struct json_object *line = vf_history_last(flow, "freezing");
+    int64_t pid = 0, started = 0;
+
+    return line && vf_json_int(line, "guard", &pid) &&
+           vf_json_int(line, "guardStarted", &started) &&
+           vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+}
+
+bool
+vf_history_adopt(struct vf_flow *flow)
+{
+    struct json_object *first = vf_json_at(flow->journal_lines, 0);
+    struct json_object *prepared = vf_history_last(flow, "prepared");
+    const char *id = vf_json_string(first, "id");
+    const char *agent = vf_json_string(first, "agent");
+    const char *port_id = vf_json_string(first, "agentPortId");
+    const char *snapshot = vf_json_string(first, "snapshot");
+    int64_t pid = 0, started = 0;
+
+    if (!id || strlen(id) != 16 ||
+        !vf_cuts_parse(flow, vf_json_array(prepared ? prepared : first, "cuts")))
+        return false;
+    memcpy(flow->id, id, sizeof flow->id);
+    if (agent)
+        flow->agent.socket = vf_strdup(agent);
+    if (port_id)
+        flow->agent.port_id = vf_strdup(port_id);
+    if (snapshot)
+        flow->snapshot_name = vf_strdup(snapshot);
+    vf_json_int(first, "qemu", &pid);
+    vf_json_int(first, "qemuStarted", &started);
+    flow->qemu = (struct vf_process){(pid_t)pid, (uint64_t)started};
+    return true;
+}
+
+bool
+vf_history_left_stopped(const struct vf_flow *flow)
+{
+    size_t flip = vf_history_index(flow, "merge-flip");
+
+    return flip && flip > vf_history_index(flow, "merge-running") &&
+           flip > vf_history_index(flow, "merged") &&
+           vf_json_bool(vf_history_last(flow, "merge-flip"), "running", false);
+}
+
+bool
+vf_history_merge_had_begun(const struct vf_flow *flow)
+{
+    return vf_history_index(flow, "merge-flip") || vf_history_index(flow, "merge-running") ||
+           vf_history_index(flow, "merge-final");
+}
+
+bool
+vf_cut_is_flipped(const struct vf_cut *cut)
+{
+    return cut->naming == VF_NAMING_FLIP && cut->overlay.number &&
+           vf_inode_equal(vf_inode_of(cut->names.top), cut->overlay);
+}
+
+const char *
+vf_history_merge_state(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *found = "";
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *disk = vf_json_string(line, "disk"), *state = vf_json_string(line, "state");
+
+        if (disk && state && strcmp(disk, cut->name) == 0)
+            found = state;
+    }
+    return found;
+}
+
+bool
+vf_history_merge_was_final(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const char *state = vf_history_merge_state(flow, cut);
+
+    if (strcmp(state, "merged") == 0)
+        return !vf_cut_is_flipped(cut);
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return strcmp(state, "merge-turned") == 0;
+    return strcmp(state, "merge-final") == 0 && !vf_cut_is_flipped(cut);
+}
+
+bool
+vf_history_overlay_counts(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return !vf_history_merge_was_final(flow, cut) &&
+           (vf_cut_is_flipped(cut) || vf_overlay_has_data(cut));
+}
+
+bool
+vf_cut_base_is_live(const struct vf_cut *cut)
+{
+    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
+
+    for (size_t i = 0; i < vf_json_length(qemus); i++) {
+        struct vf_opened opened;
+        int64_t pid = 0;
+
+        if (vf_json_int(vf_json_at(qemus, i), "pid", &pid) && cut->base.number &&
+            vf_process_opened((pid_t)pid, cut->base, &opened) && opened.read_write)
+            return true;
+    }
+    return false;
+}
