@@ -4,40 +4,9 @@
  */
 #include "vm/qcow2.h"
 
-#include <spawn.h>
-#include <sys/wait.h>
-
-#include "scratch.h"
+#include "images.h"
 
 #define BASE 65536 /* its cluster size */
-
-extern char **environ;
-
-static char *folder;
-
-/* Runs a program in the temporary folder; false unless it says that all is well. */
-static bool
-run(const char *const *arguments)
-{
-    posix_spawn_file_actions_t actions;
-    pid_t pid;
-    int status = -1;
-
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addchdir_np(&actions, folder);
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    int failed =
-        posix_spawnp(&pid, arguments[0], &actions, NULL, (char *const *)arguments, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    return !failed && waitpid(pid, &status, 0) == pid && status == 0;
-}
-#define RUN(...) run((const char *const[]){__VA_ARGS__, NULL})
-
-static char *
-path_of(const char *name)
-{
-    return vf_printf("%s/%s", folder, name);
-}
 
 static bool
 read_image(const char *name, struct vf_qcow2 *image, struct vmfrost_error *error)

@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The images that records know come first, then what their headers name, from one to the next. An
+ * image that is reached by two names is one image: of a file the inode tells, of a block device its
+ * number, of everything else its name.
+ */
+#include "vm/tree.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "util/text.h"
+#include "vm/cut.h"
+#include "vm/qcow2.h"
+
+/* One disk of one record. */
+struct known {
+    struct vf_cut cut;
+    const char *snapshot; /* borrowed */
+};
+
+struct knowns {
+    struct known *all; /* oldest first */
+    size_t count;
+};
+
+static void
+knowns_release(struct knowns *knowns)
+{
+    for (size_t i = 0; i < knowns->count; i++)
+        vf_cut_release(&knowns->all[i].cut);
+    free(knowns->all);
+    *knowns = (struct knowns){NULL, 0};
+}
+
+static void
+knowns_read(struct json_object *records, struct knowns *knowns)
+{
+    for (size_t i = 0; i < vf_json_length(records); i++) {
+        struct json_object *record = vf_json_at(records, i), *cuts = vf_json_array(record, "cuts");
+        const char *name = vf_json_string(record, "name");
+
+        for (size_t k = 0; name && k < vf_json_length(cuts); k++) {
+            VF_GROW(knowns->all, knowns->count);
+            struct known *known = &knowns->all[knowns->count];
+
+            if (!vf_cut_parse(&known->cut, vf_json_at(cuts, k)))
+                continue;
+            known->snapshot = name;
+            knowns->count++;
+        }
+    }
+}
+
+static bool
+belongs(const struct vf_cut *cut, const char *disk, const char *current)
+{
+    switch (cut->naming) {
+    case VF_NAMING_FLIP:
+        return strcmp(cut->names.top, current) == 0;
+    case VF_NAMING_NEW_FILE:
+        return strcmp(cut->name, disk) == 0 || strcmp(cut->names.overlay, current) == 0;
+    }
+    return false;
+}
+
+/* What the launcher opens since this cut, if there was none since. */
+static const char *
+current_after(const struct vf_cut *cut)
+{
+    return cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay;
+}
+
+/* --- Files --- */
+
+char *
+vf_backing_path(const char *path, const char *backing)
+{
+    size_t before_slash = strcspn(backing, "/");
+    bool protocol = memchr(backing, ':', before_slash);
+
+    /* QEMU takes everything behind "file:" for the name, and it is not relative to the image. */
+    if (protocol && vf_starts_with(backing, "file:"))
+        return backing[5] == '/' ? vf_strdup(backing + 5) : NULL;
+    if (protocol || !*backing || *path != '/')
+        return NULL;
+    if (*backing == '/')
+        return vf_strdup(backing);
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+
+    /* As vf_names_make() writes names with a colon: */
+    if (vf_starts_with(backing, "./"))
+        backing += 2;
+    return vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, backing);
+}
+
+/* Of the regular file that `path` leads to in the end, as QEMU would open it. */
+static struct vf_inode
+inode_behind(const char *path)
+{
+    struct stat about;
+
+    if (*path != '/' || stat(path, &about) < 0 || !S_ISREG(about.st_mode))
+        return (struct vf_inode){0, 0};
+    return (struct vf_inode){about.st_dev, about.st_ino};
+}
+
+static bool
+is_device(const char *path, dev_t *device_r)
+{
+    struct stat about;
+
+    if (*path != '/' || stat(path, &about) < 0 || !S_ISBLK(about.st_mode))
+        return false;
+    *device_r = about.st_rdev;
+    return true;
+}
+
+/* For what has no inode of its own. */
+static bool
+same_name(const char *a, const char *b)
+{
+    dev_t x, y;
+
+    return strcmp(a, b) == 0 || (is_device(a, &x) && is_device(b, &y) && x == y);
+}
+
+/* --- The tree --- */
+
+size_t
+vf_tree_find_inode(const struct vf_tree *tree, struct vf_inode inode)
+{
+    for (size_t i = 0; i < tree->count; i++)
+        if (vf_inode_equal(tree->images[i].inode, inode))
+            return i;
+    return VF_NO_IMAGE;
+}
+
+size_t
+vf_tree_find_snapshot(const struct vf_tree *tree, const char *snapshot)
+{
+    for (size_t i = 0; i < tree->count; i++)
+        if (tree->images[i].snapshot && strcmp(tree->images[i].snapshot, snapshot) == 0)
+            return i;
+    return VF_NO_IMAGE;
+}
+
+size_t
+vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after)
+{
+    /* VF_NO_IMAGE + 1 is 0. */
+    for (size_t i = after + 1; parent != VF_NO_IMAGE && i < tree->count; i++)
+        if (tree->images[i].parent == parent)
+            return i;
+    return VF_NO_IMAGE;
+}
+
+static size_t
+find(const struct vf_tree *tree, const char *path, struct vf_inode inode)
+{
+    if (vf_inode_known(inode))
+        return vf_tree_find_inode(tree, inode);
+    for (size_t i = 0; i < tree->count; i++)
+        if (!vf_inode_known(tree->images[i].inode) && same_name(tree->images[i].path, path))
+            return i;
+    return VF_NO_IMAGE;
+}
+
+/* The first problem of an image is what the others come from. */
+static void
+complain(struct vf_image *image, char *why)
+{
+    if (image->problem)
+        free(why);
+    else
+        image->problem = why;
+}
+
+/* The size of what has no header. */
+static int64_t
+raw_size(const char *path)
+{
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    off_t end = fd >= 0 ? lseek(fd, 0, SEEK_END) : -1;
+
+    return end > 0 ? end : 0;
+}
+
+static void
+look_at(struct vf_image *image)
+{
+    struct stat about;
+
+    if (*image->path != '/')
+        return;
+    if (stat(image->path, &about) < 0) {
+        complain(image,
+                 vf_printf(errno == ENOENT ? "%s is missing" : "cannot look at %s", image->path));
+        return;
+    }
+    if (S_ISREG(about.st_mode)) {
+        image->inode = (struct vf_inode){about.st_dev, about.st_ino};
+        image->allocated = (int64_t)about.st_blocks * 512;
+        image->modified_ns =
+            (int64_t)about.st_mtim.tv_sec * 1000000000 + (int64_t)about.st_mtim.tv_nsec;
+    } else if (!S_ISBLK(about.st_mode)) {
+        complain(image, vf_printf("%s is neither a file nor a block device", image->path));
+    }
+}
+
+/* `format` may be NULL. Returns its index. */
+static size_t
+add(struct vf_tree *tree, const char *path, const char *format)
+{
+    VF_GROW(tree->images, tree->count);
+    struct vf_image *image = &tree->images[tree->count];
+
+    *image = (struct vf_image){.path = vf_strdup(path),
+                               .format = format ? vf_strdup(format) : NULL,
+                               .parent = VF_NO_IMAGE};
+    look_at(image);
+    return tree->count++;
+}
+
+static void
+read_image(struct vf_image *image)
+{
+    /* A block device is mostly known by a symbolic link. */
+    VF_AUTO_FREE char *real = *image->path == '/' ? realpath(image->path, NULL) : NULL;
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_qcow2 header;
+
+    if (!real || image->problem || !image->format)
+        return;
+    if (strcmp(image->format, "qcow2") != 0) {
+        if (strcmp(image->format, "raw") == 0)
+            image->size = raw_size(real);
+        return;
+    }
+    if (!vf_qcow2_read(real, &header, &error)) {
+        complain(image, vf_strdup(error.text));
+        return;
+    }
+    image->size = header.size;
+    image->backing = VF_STEAL(header.backing);
+    image->backing_format = VF_STEAL(header.backing_format);
+    if (image->backing)
+        image->backing_path = vf_backing_path(image->path, image->backing);
+    if (header.corrupt)
+        complain(image, vf_printf("%s is marked as corrupt", image->path));
+    vf_qcow2_release(&header);
+}
+
+/* Finds or adds what the image at `index` builds on. */
+static void
+follow(struct vf_tree *tree, size_t index)
+{
+    const struct vf_image *image = &tree->images[index];
+    const char *name = image->backing_path ? image->backing_path : image->backing;
+
+    if (!name)
+        return;
+    size_t below = find(tree, name, inode_behind(name));
+
+    if (below == VF_NO_IMAGE && tree->count >= VF_TREE_MOST) {
+        complain(&tree->images[index],
+                 vf_printf("%s builds on more images than are looked at", image->path));
+        return;
+    }
+    if (below == VF_NO_IMAGE) {
+        VF_AUTO_FREE char *real =
+            *name == '/' && vf_inode_known(inode_behind(name)) ? realpath(name, NULL) : NULL;
+        VF_AUTO_FREE char *format = image->backing_format ? vf_strdup(image->backing_format) : NULL;
+
+        below = add(tree, real ? real : name, format); /* `image` is not valid any more */
+        if (!format)
+            complain(&tree->images[below],
+                     vf_printf("%s does not say which format %s has", tree->images[index].path,
+                               tree->images[below].path));
+    }
+    tree->images[index].parent = below;
+}
+
+/* Images that build on themselves would keep everybody busy for ever. */
+static void
+cut_loops(struct vf_tree *tree)
+{
+    /* For each image the walk, counted from one, that came through it. */
+    VF_AUTO_FREE size_t *walks = vf_alloc((tree->count + 1) * sizeof *walks);
+
+    for (size_t i = 0; i < tree->count; i++) {
+        size_t at = i;
+
+        while (at != VF_NO_IMAGE && !walks[at]) {
+            struct vf_image *image = &tree->images[at];
+
+            walks[at] = i + 1;
+            if (image->parent != VF_NO_IMAGE && walks[image->parent] == i + 1) {
+                complain(image,
+                         vf_printf("%s builds on itself: a loop of backing files", image->path));
+                image->parent = VF_NO_IMAGE;
+            }
+            at = image->parent;
+        }
+    }
+}
+
+/* --- What records say --- */
+
+/* Puts the sealed image of a cut into the tree. */
+static void
+add_sealed(struct vf_tree *tree, const struct known *known)
+{
+    const struct vf_cut *cut = &known->cut;
+    struct vf_inode found = inode_behind(cut->names.sealed);
+    bool other =
+        vf_inode_known(cut->base) && vf_inode_known(found) && !vf_inode_equal(found, cut->base);
+    /* Where its name is gone: a deletion may have merged it into the current image already. */
+    size_t at = vf_inode_known(found) && !other ? find(tree, cut->names.sealed, found)
+                : vf_inode_known(cut->base)     ? vf_tree_find_inode(tree, cut->base)
+                                                : find(tree, cut->names.sealed, found);
+
+    if (at == VF_NO_IMAGE || tree->images[at].snapshot) {
+        const char *owner = at == VF_NO_IMAGE ? NULL : tree->images[at].snapshot;
+        VF_AUTO_FREE char *taken =
+            owner ? vf_printf("%s was sealed again by snapshot %s: the state of %s is lost",
+                              cut->names.sealed, owner, known->snapshot)
+                  : NULL;
+
+        at = add(tree, cut->names.sealed, cut->format);
+        if (taken) {
+            /* The image is in the tree once already. */
+            tree->images[at].inode = (struct vf_inode){0, 0};
+            complain(&tree->images[at], VF_STEAL(taken));
+        }
+    } else if (!tree->images[at].format) {
+        tree->images[at].format = vf_strdup(cut->format);
+    }
+    struct vf_image *image = &tree->images[at];
+
+    image->snapshot = vf_strdup(known->snapshot);
+    image->own = true;
+    if (other && !vf_inode_equal(image->inode, cut->base))
+        complain(image, vf_printf("%s is not the file that was sealed (inode %" PRIu64
+                                  " instead of %" PRIu64 ")",
+                                  image->path, found.number, cut->base.number));
+    if (!image->size)
+        image->size = cut->size;
+}
+
+/* The format of the current image; NULL: nobody says. */
+static const char *
+current_format(const struct knowns *knowns, const char *disk, const char *current)
+{
+    struct vf_inode inode = inode_behind(current);
+    bool ours = false;
+
+    for (size_t i = knowns->count; i-- > 0;) {
+        const struct vf_cut *cut = &knowns->all[i].cut;
+
+        if (!belongs(cut, disk, current))
+            continue;
+        if (vf_inode_known(inode) ? vf_inode_equal(cut->base, inode)
+                                  : same_name(cut->names.sealed, current))
+            return cut->format;
+        /* Whatever this disk runs on since its first snapshot is an overlay. */
+        ours |= strcmp(current_after(cut), current) == 0 || vf_inode_equal(cut->overlay, inode);
+    }
+    /* Not probed: a guest could write a header into a raw image. Its name is the administrator's
+     * word. */
+    return ours || vf_ends_with(current, ".qcow2") ? "qcow2" : NULL;
+}
+
+static const char *
+find_current(const struct knowns *knowns, const char *disk)
+{
+    for (size_t i = knowns->count; i-- > 0;)
+        if (strcmp(knowns->all[i].cut.name, disk) == 0)
+            return current_after(&knowns->all[i].cut);
+    return NULL;
+}
+
+static bool
+read_tree(const struct knowns *knowns, const char *disk, const char *current, struct vf_tree *tree,
+          struct vmfrost_error *error)
+{
+    *tree = (struct vf_tree){.disk = vf_strdup(disk), .current = VF_NO_IMAGE};
+    if (!current)
+        current = find_current(knowns, disk);
+    if (!current) {
+        vf_tree_release(tree);
+        return vf_fail(error, VMFROST_FAILED,
+                       "disk %s: no snapshot says which image is its current one", disk);
+    }
+    tree->current = add(tree, current, current_format(knowns, disk, current));
+    tree->images[tree->current].current = true;
+    tree->images[tree->current].own = true;
+    /* The newest first: an image that was sealed twice has the newer content. */
+    for (size_t i = knowns->count; i-- > 0;)
+        if (belongs(&knowns->all[i].cut, disk, current) && tree->count < VF_TREE_MOST)
+            add_sealed(tree, &knowns->all[i]);
+    /* Grows while it is walked. */
+    for (size_t i = 0; i < tree->count; i++) {
+        read_image(&tree->images[i]);
+        follow(tree, i);
+    }
+    cut_loops(tree);
+    return true;
+}
+
+bool
+vf_tree_read(struct json_object *records, const char *disk, const char *current,
+             struct vf_tree *tree, struct vmfrost_error *error)
+{
+    VF_CLEANUP(knowns_release) struct knowns knowns = {NULL, 0};
+
+    knowns_read(records, &knowns);
+    return read_tree(&knowns, disk, current, tree, error);
+}
+
+void
+vf_tree_release(struct vf_tree *tree)
+{
+    for (size_t i = 0; i < tree->count; i++) {
+        struct vf_image *image = &tree->images[i];
+
+        free(image->path);
+        free(image->format);
+        free(image->backing);
+        free(image->backing_format);
+        free(image->backing_path);
+        free(image->snapshot);
+        free(image->problem);
+    }
+    free(tree->images);
+    free(tree->disk);
+    *tree = (struct vf_tree){.current = VF_NO_IMAGE};
+}
+
+/* --- All disks --- */
+
+static bool
+is_covered(const struct vf_forest *forest, const struct knowns *knowns, const size_t *newest,
+           const struct known *known)
+{
+    for (size_t i = 0; i < forest->count; i++) {
+        const struct vf_cut *cut = &knowns->all[newest[i]].cut;
+
+        if (belongs(&known->cut, cut->name, current_after(cut)))
+            return true;
+    }
+    return false;
+}
+
+bool
+vf_forest_read(struct json_object *records, struct vf_forest *forest, struct vmfrost_error *error)
+{
+    VF_CLEANUP(knowns_release) struct knowns knowns = {NULL, 0};
+
+    *forest = (struct vf_forest){NULL, 0};
+    knowns_read(records, &knowns);
+    /* Of each tree the cut that it was found by. */
+    VF_AUTO_FREE size_t *newest = vf_alloc((knowns.count + 1) * sizeof *newest);
+
+    for (size_t i = knowns.count; i-- > 0;) {
+        const struct vf_cut *cut = &knowns.all[i].cut;
+
+        if (is_covered(forest, &knowns, newest, &knowns.all[i]))
+            continue;
+        VF_GROW(forest->trees, forest->count);
+        if (!read_tree(&knowns, cut->name, current_after(cut), &forest->trees[forest->count],
+                       error)) {
+            vf_forest_release(forest);
+            return false;
+        }
+        newest[forest->count++] = i;
+    }
+    return true;
+}
+
+void
+vf_forest_release(struct vf_forest *forest)
+{
+    for (size_t i = 0; i < forest->count; i++)
+        vf_tree_release(&forest->trees[i]);
+    free(forest->trees);
+    *forest = (struct vf_forest){NULL, 0};
+}
+
+/* --- Others --- */
+
+/* The file at `path`, which is none of the tree's images, builds on the image. */
+static bool
+builds_on(const struct vf_tree *tree, const struct vf_image *image, const char *path)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct stat about;
+    struct vf_qcow2 header;
+
+    if (lstat(path, &about) < 0 || !S_ISREG(about.st_mode) ||
+        vf_tree_find_inode(tree, (struct vf_inode){about.st_dev, about.st_ino}) != VF_NO_IMAGE ||
+        !vf_qcow2_read(path, &header, &ignored))
+        return false;
+    VF_AUTO_FREE char *resolved = header.backing ? vf_backing_path(path, header.backing) : NULL;
+    const char *backing = resolved ? resolved : header.backing;
+    bool builds = backing && (vf_inode_known(image->inode)
+                                  ? vf_inode_equal(inode_behind(backing), image->inode)
+                                  : same_name(backing, image->path));
+
+    vf_qcow2_release(&header);
+    return builds;
+}
+
+bool
+vf_tree_outsiders(const struct vf_tree *tree, size_t index, char **path_r)
+{
+    const struct vf_image *image = &tree->images[index];
+    VF_AUTO_FREE char *folder = vf_folder_of(image->path);
+    DIR *entries = *image->path == '/' ? opendir(folder) : NULL;
+
+    *path_r = NULL;
+    for (struct dirent *entry; !*path_r && entries && (entry = readdir(entries));) {
+        VF_AUTO_FREE char *path =
+            vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, entry->d_name);
+
+        if (builds_on(tree, image, path))
+            *path_r = VF_STEAL(path);
+    }
+    if (entries)
+        closedir(entries);
+    return *path_r;
+}

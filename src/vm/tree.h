@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The images of one disk: a tree, because several images can build on the same one.
+ *
+ * Who builds on whom is read from the images' headers; a record only says which images are a
+ * snapshot's. Files are compared by inode, never by name. Headers come from anybody: what they
+ * say is followed only to regular files and block devices, each of which is read once, up to
+ * VF_TREE_MOST of them, and nothing is ever probed: the format of an image is what a record or the
+ * header above it says.
+ *
+ * Guarantees: following `parent` ends, because a loop is cut where it closes (and told as a
+ * problem); an image that cannot be read is in the tree, with its problem.
+ */
+#ifndef VF_VM_TREE_H
+#define VF_VM_TREE_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/error.h"
+#include "vm/names.h"
+
+#define VF_NO_IMAGE ((size_t)-1)
+#define VF_TREE_MOST 1024 /* images; further ones below are left out, and told as a problem */
+
+struct vf_image {
+    char *path; /* absolute, visible name; of what is no file: its name as QEMU knows it */
+    struct vf_inode inode; /* 0,0: missing, or no file */
+    char *format;         /* as a record says it is, else as the one above it: "qcow2", "raw"; NULL:
+                             nobody says */
+    char *backing;        /* string of its header; NULL: none */
+    char *backing_format; /* NULL: not written */
+    char *backing_path;  /* resolved to an absolute path, where it is a file name; NULL otherwise */
+    int64_t size;        /* virtual; 0: not known */
+    int64_t allocated;   /* bytes that it takes up; 0 for what is no file */
+    int64_t modified_ns; /* mtime; 0 for what is no file */
+    char *snapshot;      /* of which snapshot it is the sealed image; NULL: none of ours */
+    bool current;        /* what the launcher opens. With a snapshot's name, too: a deletion has
+                            merged it already and is not finished, or a launcher has opened the
+                            sealed image again */
+    bool own;      /* current, or sealed by a snapshot: not a golden base below the first one */
+    size_t parent; /* index of its backing file's image; VF_NO_IMAGE: none, or in no tree
+                      (then `backing` tells) */
+    char *problem; /* for people: missing, unreadable, loop, ...; NULL: none */
+};
+
+struct vf_tree {
+    char *disk;
+    struct vf_image *images;
+    size_t count;
+    size_t current; /* VF_NO_IMAGE: not known */
+};
+
+/* The tree of a disk: its current image, the sealed ones of its snapshots, and what is below
+ * them. `records` is the array of the VM's records, oldest first; those without cuts do not count.
+ * A cut belongs to the disk if `current` is its visible name (naming "flip") or the file that it
+ * made, or if it is one with naming "new-file" of a disk named `disk`.
+ *
+ * `current` is the image that the launcher opens; NULL: what the newest snapshot of `disk` has made
+ * it. False if that cannot be known; images that are missing or damaged are no error. */
+bool vf_tree_read(struct json_object *records, const char *disk, const char *current,
+                  struct vf_tree *tree, struct vmfrost_error *error);
+void vf_tree_release(struct vf_tree *tree);
+
+/* The trees of all disks of which there is a snapshot, by the records alone. */
+struct vf_forest {
+    struct vf_tree *trees;
+    size_t count;
+};
+bool vf_forest_read(struct json_object *records, struct vf_forest *forest,
+                    struct vmfrost_error *error);
+void vf_forest_release(struct vf_forest *forest);
+
+/* The sealed image of a snapshot; VF_NO_IMAGE if it has none in this tree. */
+size_t vf_tree_find_snapshot(const struct vf_tree *tree, const char *snapshot);
+/* The image with this inode; VF_NO_IMAGE if there is none. */
+size_t vf_tree_find_inode(const struct vf_tree *tree, struct vf_inode inode);
+/* The images that build on `parent`, one after the other: `after` is the one before, VF_NO_IMAGE
+ * at first. VF_NO_IMAGE at the end. */
+size_t vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after);
+
+/* Some qcow2 file in the image's folder that is none of the tree's images builds on it. Its path,
+ * owned by the caller, goes to `path_r`, else NULL. What lies in other folders cannot be known. */
+bool vf_tree_outsiders(const struct vf_tree *tree, size_t index, char **path_r);
+
+/* The absolute path of a backing file's name in the header of the image `path`, as QEMU finds it;
+ * NULL if it is no file's name ("json:", "nbd:"), or relative to QEMU's own folder. Owned by the
+ * caller. */
+char *vf_backing_path(const char *path, const char *backing);
+
+#endif
