@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
