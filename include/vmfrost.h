@@ -244,7 +244,8 @@ VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
 
 /* Remembers a VM, or changes its settings. `settings_json` is an object with "qmp" (the socket's
  * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
- * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder": docs/settings.md. */
+ * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder", "disks" (an array of {"name",
+ * "file", "format"}, for a VM that was never seen running): docs/settings.md. */
 VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
                                           const char *settings_json, struct vmfrost_error *error_r);
 /* Forgets a VM that has no snapshot records. */

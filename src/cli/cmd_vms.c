@@ -129,7 +129,15 @@ change_settings(struct cli *cli, struct json_object *settings)
         VF_AUTO_FREE char *key =
             key_of(options->settings[i], (size_t)(equals - options->settings[i]));
 
-        if (equals[1])
+        if (equals[1] == '[') {
+            struct json_object *list = vf_json_parse(equals + 1, strlen(equals + 1), 4);
+
+            if (!list) {
+                report_usage(cli, "--set '%s': its value is no JSON", options->settings[i]);
+                return false;
+            }
+            vf_json_add(settings, key, list);
+        } else if (equals[1])
             vf_json_add_string(settings, key, equals + 1);
         else
             json_object_object_del(settings, key);
@@ -176,8 +184,9 @@ const struct command command_add = {
         "known already, only what is given is changed.\n"
         "\n"
         "Settings: deadline, frozen-limit (durations), quiesce, method (as for snapshot),\n"
-        "emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a path). KEY= with\n"
-        "nothing behind it takes a setting back.\n",
+        "emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a path), disks (a JSON\n"
+        "list, for a VM that was never seen running). KEY= with nothing behind it takes a setting\n"
+        "back.\n",
     .examples = "  vmfrost add web --qmp /run/web.qmp\n"
                 "  vmfrost add web --set deadline=10m --set quiesce=require\n"
                 "  vmfrost add db --qmp ./db.qmp --set os=windows --set frozen-limit=8s\n",

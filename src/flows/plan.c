@@ -10,8 +10,8 @@
 #include "util/cleanup.h"
 #include "util/mem.h"
 
-static struct vf_plan_input
-facts(const struct vf_flow *flow)
+struct vf_plan_input
+vf_plan_input_of(const struct vf_flow *flow)
 {
     return (struct vf_plan_input){
         .status = flow->facts.status,
@@ -21,15 +21,13 @@ facts(const struct vf_flow *flow)
         .block = flow->facts.block,
         .nodes = flow->facts.nodes,
         .graph = flow->facts.graph,
-        .exclude = (const char *const *)flow->exclude,
-        .exclude_count = flow->exclude_count,
     };
 }
 
 bool
 vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error)
 {
-    struct vf_plan_input input = facts(flow);
+    struct vf_plan_input input = vf_plan_input_of(flow);
 
     return vf_plan_check_state(&input, &flow->plan, error);
 }
@@ -37,8 +35,10 @@ vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error)
 bool
 vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
 {
-    struct vf_plan_input input = facts(flow);
+    struct vf_plan_input input = vf_plan_input_of(flow);
 
+    input.exclude = (const char *const *)flow->exclude;
+    input.exclude_count = flow->exclude_count;
     vf_plan_release(&flow->plan);
     return vf_plan_make(&input, &flow->plan, error);
 }
@@ -124,6 +124,7 @@ vf_step_plan(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
+    vf_disks_note(flow);
     for (size_t i = 0; i < flow->plan.warning_count; i++)
         vf_warn(flow, "%s", flow->plan.warnings[i]);
     for (size_t i = 0; i < flow->plan.count; i++) {

@@ -430,6 +430,7 @@ vf_step_record(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
+    vf_disks_cut(flow);
     vf_test_point(flow, "record.saved");
     vf_journal_close_up(flow);
     vf_end(flow, VF_OK);

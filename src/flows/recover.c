@@ -362,6 +362,7 @@ close_forward(struct vf_flow *flow)
     struct json_object *thawed = vf_history_last(flow, "thawed");
     int64_t frozen_count = -1, thawed_count = -2;
 
+    vf_disks_cut(flow);
     if (vf_json_bool(flow->record, "readyToUse", false))
         return true;
     vf_json_int(thawed, "frozenFilesystems", &frozen_count);

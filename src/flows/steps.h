@@ -26,11 +26,21 @@ void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 void vf_step_plan(struct vf_flow *flow);
 /* Makes flow->plan from flow->facts; false with the refusal. */
 bool vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error);
+/* flow->facts, for a plan that leaves nothing out by request. */
+struct vf_plan_input vf_plan_input_of(const struct vf_flow *flow);
 /* Its run state and migration let the VM's disks be changed. */
 bool vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error);
 /* Where a disk's image lies; false with the reason why it cannot be cut. */
 bool vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
                    struct vmfrost_error *error);
+
+/* disks.c: what is remembered of the disks, for when the VM is not running. */
+/* What the graph shows, if a snapshot could be taken. A failure is a warning. */
+void vf_disks_note(struct vf_flow *flow);
+/* The disk's current image has another name by now. */
+void vf_disks_moved(struct vf_flow *flow, const char *disk, const char *file, const char *format);
+/* The same of all cuts whose overlay is a new file. */
+void vf_disks_cut(struct vf_flow *flow);
 
 /* agent.c: is it there, and may it freeze? */
 void vf_step_agent(struct vf_flow *flow);

@@ -195,7 +195,8 @@ vf_folder_sweep(const char *folder)
 bool
 vf_folder_is_worthless(const char *folder, struct vmfrost_error *error)
 {
-    static const char *const worthless[] = {"vm.json", "vm.json.new", "lock", "records"};
+    static const char *const worthless[] = {"vm.json",    "vm.json.new",    "lock",
+                                            "disks.json", "disks.json.new", "records"};
     VF_AUTO_FREE char *records = vf_printf("%s/records", folder);
     VF_CLEANUP(vf_list_release) struct vf_list names = {NULL, 0};
     VF_CLEANUP(vf_list_release) struct vf_list in_records = {NULL, 0};
@@ -232,6 +233,8 @@ vf_folder_discard(const char *folder)
     vf_folder_sweep(folder);
     rmdir(records);
     unlink_in(folder, "vm.json");
+    unlink_in(folder, "disks.json");
+    unlink_in(folder, "disks.json.new");
     unlink_in(folder, "lock");
     rmdir(folder);
 }

@@ -63,6 +63,10 @@ bool vf_is_address(const char *vm);
 /* "qmp-<hash>" below `vms`. Owned by the caller. */
 char *vf_address_folder(const char *vms, const char *address);
 bool vf_is_address_folder(const char *name);
+/* It can stand in JSON and in messages: no control characters, and UTF-8. */
+bool vf_is_plain(const char *text);
+/* QEMU's own rule: a colon before the first slash makes a protocol of what stands before it. */
+bool vf_is_protocol(const char *file);
 
 /* The settings with their paths made absolute. NULL with VMFROST_USAGE. */
 struct json_object *vf_settings_absolute(struct json_object *settings, struct vmfrost_error *error);
@@ -96,6 +100,14 @@ int vf_vm_lock_for(const struct vf_vm *vm, const char *what, const char *skip,
                    struct vmfrost_error *error);
 /* Somebody has the lock. Does not take it to find out, so that it disturbs nobody. */
 bool vf_vm_locked(const struct vf_vm *vm);
+
+/*
+ * disks.c
+ */
+
+/* The setting "disks" is what it should be; `where` is named in errors. */
+bool vf_disks_declared(struct json_object *disks, const char *where, enum vmfrost_code code,
+                       struct vmfrost_error *error);
 
 /*
  * records.c

@@ -69,9 +69,8 @@ real_folder(const char *folder)
     return join(real_parent, last);
 }
 
-/* It goes into JSON and into messages. */
-static bool
-is_plain(const char *text)
+bool
+vf_is_plain(const char *text)
 {
     VF_AUTO_FREE char *clean = vf_strdup(text);
 
@@ -79,12 +78,20 @@ is_plain(const char *text)
     return strcmp(clean, text) == 0;
 }
 
+bool
+vf_is_protocol(const char *file)
+{
+    const char *colon = strchr(file, ':'), *slash = strchr(file, '/');
+
+    return colon && (!slash || colon < slash);
+}
+
 char *
 vf_address(const char *given, struct vmfrost_error *error)
 {
     const char *last = vf_name_of(given);
 
-    if (!is_plain(given)) {
+    if (!vf_is_plain(given)) {
         vf_fail(error, VMFROST_USAGE,
                 "\"%s\": control characters and bytes that are no UTF-8 cannot be in a path here",
                 given);
@@ -138,6 +145,7 @@ enum setting {
     SETTING_METHOD,
     SETTING_EMERGENCY_THAW,
     SETTING_OS,
+    SETTING_DISKS, /* no text */
     SETTING_N,
 };
 
@@ -151,6 +159,7 @@ static const char *const keys[] = {
     [SETTING_METHOD] = "method",
     [SETTING_EMERGENCY_THAW] = "emergencyThaw",
     [SETTING_OS] = "os",
+    [SETTING_DISKS] = "disks",
 };
 
 struct word {
@@ -234,7 +243,7 @@ read_address(const struct reader *reader, const char *key, const char *text, cha
 }
 
 static bool
-read_setting(const struct reader *reader, enum setting setting, const char *text, struct vf_vm *vm)
+read_text(const struct reader *reader, enum setting setting, const char *text, struct vf_vm *vm)
 {
     const char *key = keys[setting];
     int value = 0;
@@ -246,7 +255,7 @@ read_setting(const struct reader *reader, enum setting setting, const char *text
     case SETTING_AGENT:
         return read_address(reader, key, text, &vm->agent);
     case SETTING_OVERLAY_FOLDER:
-        if (text[0] != '/' || !is_plain(text))
+        if (text[0] != '/' || !vf_is_plain(text))
             return vf_fail(reader->error, reader->code,
                            "%s: \"%s\" has to be an absolute path, not \"%s\"", reader->where, key,
                            text);
@@ -274,11 +283,31 @@ read_setting(const struct reader *reader, enum setting setting, const char *text
         known = read_word(reader, key, text, os_words, &value);
         vm->windows = value == 1;
         return known;
+    case SETTING_DISKS:
     case SETTING_N:
         break;
     }
     assert(false);
     return false;
+}
+
+static bool
+read_setting(const struct reader *reader, enum setting setting, struct json_object *value,
+             struct vf_vm *vm)
+{
+    const char *text = vf_json_text(value);
+
+    if (setting == SETTING_DISKS) {
+        if (!vf_disks_declared(value, reader->where, reader->code, reader->error))
+            return false;
+        json_object_put(vm->disks);
+        vm->disks = json_object_get(value);
+        return true;
+    }
+    if (!text)
+        return vf_fail(reader->error, reader->code, "%s: \"%s\" has to be a text in quotes",
+                       reader->where, keys[setting]);
+    return read_text(reader, setting, text, vm);
 }
 
 bool
@@ -290,18 +319,15 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
     json_object_object_foreach(settings, key, value)
     {
         enum setting setting = SETTING_QMP;
-        const char *text = vf_json_text(value);
 
         while (setting < SETTING_N && strcmp(keys[setting], key) != 0)
             setting++;
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
             return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
-                                  "frozenLimit, quiesce, method, emergencyThaw and os.");
+                                  "frozenLimit, quiesce, method, emergencyThaw, os and disks.");
         }
-        if (!text)
-            return vf_fail(error, code, "%s: \"%s\" has to be a text in quotes", where, key);
-        if (!read_setting(&reader, setting, text, vm))
+        if (!read_setting(&reader, setting, value, vm))
             return false;
     }
     if (!vm->qmp) {
@@ -309,6 +335,24 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
         return vf_hint(error, "\"qmp\" is the path of the VM's QMP socket.");
     }
     return true;
+}
+
+/* Symbolic links in the folder are resolved; the image's own name is kept, as the launcher has it.
+ * What is no file, and what makes no sense, is left as it is. */
+static void
+make_disks_absolute(struct json_object *disks)
+{
+    for (size_t i = 0; i < vf_json_length(disks); i++) {
+        const char *file = vf_json_string(vf_json_at(disks, i), "file");
+
+        if (!file || !*file || vf_is_protocol(file))
+            continue;
+        VF_AUTO_FREE char *folder = vf_folder_of(file);
+        VF_AUTO_FREE char *real = real_folder(folder);
+        VF_AUTO_FREE char *path = real ? join(real, vf_name_of(file)) : NULL;
+
+        vf_json_add_string(vf_json_at(disks, i), "file", path);
+    }
 }
 
 struct json_object *
@@ -345,6 +389,7 @@ vf_settings_absolute(struct json_object *settings, struct vmfrost_error *error)
         return NULL;
     }
     vf_json_add_string(absolute, keys[SETTING_OVERLAY_FOLDER], folder);
+    make_disks_absolute(vf_json_array(absolute, keys[SETTING_DISKS]));
     return VF_STEAL(absolute);
 }
 

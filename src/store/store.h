@@ -5,6 +5,7 @@
  *     STATE/vms/NAME/vm.json         settings
  *     STATE/vms/NAME/lock            who changes this VM right now
  *     STATE/vms/NAME/journal         what an unfinished operation has begun
+ *     STATE/vms/NAME/disks.json      its disks when it was last seen running: disks.h
  *     STATE/vms/NAME/records/S.json  snapshot S
  *
  * A VM used by the path of its QMP socket alone has the folder `qmp-<hash of the real path>`, with
@@ -48,6 +49,7 @@ struct vf_vm {
     bool method_set;
     enum vf_emergency_thaw emergency_thaw; /* "emergencyThaw": off, sysrq */
     bool windows;                          /* "os": linux, windows */
+    struct json_object *disks; /* "disks": an array of {"name", "file", "format"}; see disks.h */
 };
 
 /* Finds a VM by name or, with a slash in it (or beginning with "tcp:"), by the path of its socket.

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What is remembered of the disks of a running VM, for when it is not running: disks.json.
+ *
+ * It is no part of any promise: an operation does not fail because of it.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "flows/steps.h"
+#include "store/disks.h"
+#include "util/cleanup.h"
+#include "util/json.h"
+
+static const char *
+naming_name(enum vf_naming naming)
+{
+    switch (naming) {
+    case VF_NAMING_FLIP:
+        return "flip";
+    case VF_NAMING_NEW_FILE:
+        return "new-file";
+    }
+    return NULL;
+}
+
+static void
+leave_out(struct json_object *document, enum vf_reason reason, const char *why)
+{
+    vf_json_add_bool(document, "eligible", false);
+    vf_json_add_string(document, "reason", vf_reason_name(reason));
+    vf_json_add_string(document, "message", why);
+}
+
+static struct json_object *
+describe(struct vf_flow *flow, const struct vf_disk *disk)
+{
+    struct json_object *document =
+        vf_json_strings("name", disk->name, "format", disk->format, "device", disk->qdev, NULL);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_place place = {0};
+    const char *file = disk->file;
+
+    if (disk->format)
+        vf_json_add_int(document, "size", disk->size);
+    if (disk->reason != VF_INCLUDED) {
+        leave_out(document, disk->reason, disk->why);
+    } else if (vf_disk_place(flow, disk, &place, &error)) {
+        vf_json_add_bool(document, "eligible", true);
+        vf_json_add_string(document, "naming", naming_name(place.naming));
+        file = place.path;
+    } else {
+        leave_out(document, VF_OUT_NAME, error.text);
+    }
+    vf_json_add_string(document, "file", file);
+    vf_place_release(&place);
+    return document;
+}
+
+/* A VM of which nothing is kept gets no folder because of this. Somebody else who is at work on it
+ * knows better what its disks are. */
+static bool
+may_write(const struct vf_flow *flow)
+{
+    if (access(flow->vm.folder, F_OK) < 0)
+        return false;
+    if (flow->lock_fd >= 0)
+        return true;
+    VF_AUTO_JSON struct json_object *holder = vf_vm_holder(&flow->vm);
+
+    return !holder;
+}
+
+static void
+save(struct vf_flow *flow, struct json_object *document)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (!vf_disks_save(&flow->vm, document, &error))
+        vf_warn(flow, "the VM's disks cannot be remembered: %s", error.text);
+}
+
+/* Nothing is remembered while no snapshot would be possible: a job or a migration hides what a disk
+ * is, but not for long. */
+void
+vf_disks_note(struct vf_flow *flow)
+{
+    struct vf_plan_input input = vf_plan_input_of(flow);
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_plan plan;
+
+    if (!may_write(flow))
+        return;
+    if (vf_plan_make(&input, &plan, &ignored)) {
+        VF_AUTO_JSON struct json_object *document = json_object_new_object();
+        struct json_object *disks = json_object_new_array();
+        char now[32];
+
+        vf_flow_time(flow, vf_now_us(), now);
+        for (size_t i = 0; i < plan.count; i++)
+            json_object_array_add(disks, describe(flow, &plan.disks[i]));
+        vf_json_add_string(document, "seen", now);
+        vf_json_add(document, "disks", disks);
+        save(flow, document);
+    }
+    vf_plan_release(&plan);
+}
+
+static struct json_object *
+find(struct json_object *document, const char *disk)
+{
+    struct json_object *disks = vf_json_array(document, "disks");
+
+    for (size_t i = 0; i < vf_json_length(disks); i++) {
+        const char *name = vf_json_string(vf_json_at(disks, i), "name");
+
+        if (name && strcmp(name, disk) == 0)
+            return vf_json_at(disks, i);
+    }
+    return NULL;
+}
+
+/* How the image could be named at the next cut, as far as that can be seen. */
+static enum vf_naming
+naming_of(const struct vf_flow *flow, const char *file, const char *format)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_place place;
+    enum vf_naming naming = VF_NAMING_NEW_FILE;
+
+    if (vf_place_find(flow->qemu.pid, file, format, flow->vm.overlay_folder, &place, &ignored))
+        naming = place.naming;
+    vf_place_release(&place);
+    return naming;
+}
+
+void
+vf_disks_moved(struct vf_flow *flow, const char *disk, const char *file, const char *format)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *document = vf_disks_load(&flow->vm, &error);
+    struct json_object *entry = find(document, disk);
+    char now[32];
+
+    if (vf_failed(&error))
+        vf_warn(flow, "%s", error.text);
+    if (!entry)
+        return;
+    vf_flow_time(flow, vf_now_us(), now);
+    vf_json_add_string(document, "seen", now);
+    vf_json_add_string(entry, "file", file);
+    vf_json_add_string(entry, "format", format);
+    vf_json_add_string(entry, "naming", naming_name(naming_of(flow, file, format)));
+    save(flow, document);
+}
+
+void
+vf_disks_cut(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->naming == VF_NAMING_NEW_FILE)
+            vf_disks_moved(flow, cut->name, cut->names.overlay, "qcow2");
+    }
+}
