@@ -313,11 +313,22 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     }
 }
 
+/* As QEMU has left them: whoever looks later can tell whether somebody wrote to them. */
+static void
+note_sealed(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (vf_inode_equal(vf_inode_of(flow->cuts[i].names.sealed), flow->cuts[i].base))
+            vf_cut_refresh(&flow->cuts[i]);
+}
+
 bool
 vf_record_write(struct vf_flow *flow, const char *phase, bool ready)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
+    if (ready)
+        note_sealed(flow);
     fill(flow, phase, ready);
     return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
 }

@@ -65,6 +65,8 @@ vf_cut_json(const struct vf_cut *cut)
     vf_json_add_int(document, "size", cut->size);
     vf_json_add_int(document, "baseInode", (int64_t)cut->base.number);
     vf_json_add_int(document, "overlayInode", (int64_t)cut->overlay.number);
+    if (cut->sealed_ns)
+        vf_json_add_int(document, "sealedTime", cut->sealed_ns);
     vf_json_add_bool(document, "ownFileNode", cut->own_file_node);
     vf_json_add_bool(document, "writeback", cut->writeback);
     vf_json_add_bool(document, "direct", cut->direct);
@@ -128,9 +130,33 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
                  take_inode(document, "baseInode", cut->names.sealed, &cut->base) &&
                  take_inode(document, "overlayInode", cut->names.overlay, &cut->overlay);
 
-    if (!whole)
+    if (whole)
+        vf_json_int(document, "sealedTime", &cut->sealed_ns);
+    else
         vf_cut_release(cut);
     return whole;
+}
+
+void
+vf_cut_refresh(struct vf_cut *cut)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+    struct stat about;
+
+    if (lstat(cut->names.sealed, &about) < 0 || !S_ISREG(about.st_mode))
+        return;
+    if (strcmp(cut->format, "qcow2") != 0) {
+        if (strcmp(cut->format, "raw") == 0)
+            cut->size = (about.st_size + 511) / 512 * 512; /* QEMU counts in sectors */
+    } else if (vf_qcow2_read(cut->names.sealed, &image, &ignored)) {
+        cut->size = image.size;
+        vf_qcow2_release(&image);
+    } else {
+        return;
+    }
+    cut->base = (struct vf_inode){about.st_dev, about.st_ino};
+    cut->sealed_ns = (int64_t)about.st_mtim.tv_sec * 1000000000 + (int64_t)about.st_mtim.tv_nsec;
 }
 
 bool

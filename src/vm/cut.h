@@ -28,6 +28,7 @@ struct vf_cut {
     struct vf_names names;
     struct vf_inode base;    /* 0, 0: no file */
     struct vf_inode overlay; /* 0, 0: not created yet */
+    int64_t sealed_ns;       /* mtime of the sealed image since QEMU has it read-only; 0: not known */
     bool own_file_node; /* the launcher may have made a node of its own for the base's file: then it
                            stays open for writing when the base does not */
     bool writeback, direct, no_flush;
@@ -45,6 +46,11 @@ void vf_cut_release(struct vf_cut *cut);
 struct json_object *vf_cut_json(const struct vf_cut *cut);
 /* False if the document is not what vf_cut_json() makes; `cut` is released then. */
 bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
+
+/* Takes the facts about the sealed image (inode, virtual size, mtime) from the file that has its
+ * name now: for whoever has just sealed it, or put another state into it on purpose. Leaves them as
+ * they were if there is no regular file, or it cannot be read. */
+void vf_cut_refresh(struct vf_cut *cut);
 
 /* The overlay holds something of the guest's, or cannot be read: then it must not be thrown away.
  */

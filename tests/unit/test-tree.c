@@ -7,6 +7,7 @@
 #include "images.h"
 #include "util/file.h"
 #include "util/text.h"
+#include "vm/cut.h"
 
 static struct json_object *records;
 
@@ -421,6 +422,42 @@ test_forest(void)
     vf_forest_release(&forest);
 }
 
+/* What a record keeps of a sealed image, so that a later look can tell whether it was written to.
+ */
+static void
+test_refresh(void)
+{
+    VF_AUTO_FREE char *sealed = path_of("web@b.qcow2");
+    VF_AUTO_FREE char *raw = path_of("odd.raw");
+    struct timespec times[2] = {{1000000000, 0}, {1700000000, 123456789}};
+    struct vf_cut cut;
+
+    make_chain();
+    struct json_object *document = vf_json_at(vf_json_array(vf_json_at(records, 2), "cuts"), 0);
+
+    ok(vf_cut_parse(&cut, document) && cut.sealed_ns == 0, "an old record does not say");
+    cut.base.number++;
+    cut.size = 0;
+    ok(utimensat(AT_FDCWD, sealed, times, 0) == 0, "a time");
+    vf_cut_refresh(&cut);
+    is_int(cut.sealed_ns, INT64_C(1700000000123456789), "the time of the file, in nanoseconds");
+    ok(cut.base.number == number_of("web@b.qcow2") && cut.size == 64 << 20, "its inode, its size");
+    VF_AUTO_JSON struct json_object *kept = vf_cut_json(&cut);
+
+    vf_cut_release(&cut);
+    ok(vf_cut_parse(&cut, kept) && cut.sealed_ns == INT64_C(1700000000123456789), "it is kept");
+    RUN("rm", "web@b.qcow2");
+    vf_cut_refresh(&cut);
+    is_int(cut.sealed_ns, INT64_C(1700000000123456789), "a file that is gone changes nothing");
+    free(cut.names.sealed);
+    cut.names.sealed = vf_strdup(raw);
+    strcpy(cut.format, "raw");
+    ok(put_file(raw, "odd"), "a raw image");
+    vf_cut_refresh(&cut);
+    is_int(cut.size, 512, "has whole sectors");
+    vf_cut_release(&cut);
+}
+
 static void
 test_names(void)
 {
@@ -468,6 +505,7 @@ main(void)
     test_hostile();
     test_deep();
     test_forest();
+    test_refresh();
     json_object_put(records);
     scratch_remove(folder);
     return done_testing();
