@@ -245,7 +245,8 @@ VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
 /* Remembers a VM, or changes its settings. `settings_json` is an object with "qmp" (the socket's
  * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
  * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder", "disks" (an array of {"name",
- * "file", "format"}, for a VM that was never seen running): docs/settings.md. */
+ * "file", "format"}, for a VM that was never seen running), "keepLast", "keepHourly", "keepDaily",
+ * "keepWeekly", "maxAge": docs/settings.md. */
 VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
                                           const char *settings_json, struct vmfrost_error *error_r);
 /* Forgets a VM that has no snapshot records. */
@@ -261,6 +262,30 @@ VMFROST_API enum vmfrost_code vmfrost_list(struct vmfrost *context, const char *
 VMFROST_API enum vmfrost_code vmfrost_show(struct vmfrost *context, const char *vm,
                                            const char *snapshot, char **json_r,
                                            struct vmfrost_error *error_r);
+
+/* Which snapshots to keep: docs/retention.md. 0: there is no such rule. */
+struct vmfrost_prune_options {
+    size_t size;
+    int64_t keep_last;   /* the newest ones */
+    int64_t keep_hourly; /* the newest one of each of the last hours that have one, in UTC */
+    int64_t keep_daily;  /* ... days */
+    int64_t keep_weekly; /* ... weeks, which begin on Monday */
+    int64_t max_age_ms;  /* nothing older, but for keep_last; a year at most */
+    bool failed;         /* choose records of failed snapshots, whatever their age */
+};
+#define VMFROST_PRUNE_OPTIONS_INIT                                                                 \
+    {                                                                                              \
+        sizeof(struct vmfrost_prune_options), 0, 0, 0, 0, 0, false                                 \
+    }
+
+/* What would be kept of a VM's snapshots and what would go, with reasons. Changes nothing: to do
+ * it, hand each name of "remove" to vmfrost_delete(), in that order. `options` NULL or without any
+ * rule: the rules of the VM's settings; VMFROST_USAGE if it has none, either. One JSON object:
+ * {"vm":, "rules": {...}, "keep": [{"name":, "time":, "reasons": [...]}],
+ *  "remove": [{"name":, "time":, "reason":}]}; "rules" as {"keepLast": 3, "maxAge": "30d"}. */
+VMFROST_API enum vmfrost_code vmfrost_prune_plan(struct vmfrost *context, const char *vm,
+                                                 const struct vmfrost_prune_options *options,
+                                                 char **json_r, struct vmfrost_error *error_r);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "flows/prune.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/json.h"
@@ -403,5 +404,22 @@ vmfrost_show(struct vmfrost *context, const char *vm, const char *snapshot, char
     if (record)
         *json_r = text_of(record);
     vf_vm_release(&found);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_prune_plan(struct vmfrost *context, const char *vm,
+                   const struct vmfrost_prune_options *options, char **json_r,
+                   struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vmfrost_prune_options given = VMFROST_PRUNE_OPTIONS_INIT;
+
+    if (options)
+        memcpy(&given, options, options->size < sizeof given ? options->size : sizeof given);
+    struct json_object *plan = vf_prune_plan(context->store, vm, &given, &error);
+
+    if (plan)
+        *json_r = text_of(plan);
     return answer(&error, error_r);
 }

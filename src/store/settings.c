@@ -145,6 +145,11 @@ enum setting {
     SETTING_METHOD,
     SETTING_EMERGENCY_THAW,
     SETTING_OS,
+    SETTING_KEEP_LAST,
+    SETTING_KEEP_HOURLY,
+    SETTING_KEEP_DAILY,
+    SETTING_KEEP_WEEKLY,
+    SETTING_MAX_AGE,
     SETTING_DISKS, /* no text */
     SETTING_N,
 };
@@ -159,6 +164,11 @@ static const char *const keys[] = {
     [SETTING_METHOD] = "method",
     [SETTING_EMERGENCY_THAW] = "emergencyThaw",
     [SETTING_OS] = "os",
+    [SETTING_KEEP_LAST] = "keepLast",
+    [SETTING_KEEP_HOURLY] = "keepHourly",
+    [SETTING_KEEP_DAILY] = "keepDaily",
+    [SETTING_KEEP_WEEKLY] = "keepWeekly",
+    [SETTING_MAX_AGE] = "maxAge",
     [SETTING_DISKS] = "disks",
 };
 
@@ -226,6 +236,16 @@ read_duration(const struct reader *reader, const char *key, const char *text, in
 }
 
 static bool
+read_count(const struct reader *reader, const char *key, const char *text, int64_t *count_r)
+{
+    if (vf_parse_count(text, count_r))
+        return true;
+    *count_r = 0;
+    vf_fail(reader->error, reader->code, "%s: \"%s\" cannot be \"%s\"", reader->where, key, text);
+    return vf_hint(reader->error, "\"%s\" is a number from 1 to 1000000.", key);
+}
+
+static bool
 read_address(const struct reader *reader, const char *key, const char *text, char **address_r)
 {
     if (text[0] != '/' && !vf_starts_with(text, "tcp:"))
@@ -283,6 +303,16 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         known = read_word(reader, key, text, os_words, &value);
         vm->windows = value == 1;
         return known;
+    case SETTING_KEEP_LAST:
+        return read_count(reader, key, text, &vm->retention.keep_last);
+    case SETTING_KEEP_HOURLY:
+        return read_count(reader, key, text, &vm->retention.keep_hourly);
+    case SETTING_KEEP_DAILY:
+        return read_count(reader, key, text, &vm->retention.keep_daily);
+    case SETTING_KEEP_WEEKLY:
+        return read_count(reader, key, text, &vm->retention.keep_weekly);
+    case SETTING_MAX_AGE:
+        return read_duration(reader, key, text, &vm->retention.max_age_ms);
     case SETTING_DISKS:
     case SETTING_N:
         break;
@@ -325,7 +355,8 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
             return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
-                                  "frozenLimit, quiesce, method, emergencyThaw, os and disks.");
+                                  "frozenLimit, quiesce, method, emergencyThaw, os, disks, "
+                                  "keepLast, keepHourly, keepDaily, keepWeekly and maxAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "store/retention.h"
 #include "util/error.h"
 
 struct vf_store;
@@ -49,6 +50,8 @@ struct vf_vm {
     bool method_set;
     enum vf_emergency_thaw emergency_thaw; /* "emergencyThaw": off, sysrq */
     bool windows;                          /* "os": linux, windows */
+    /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
+    struct vf_retention retention;
     struct json_object *disks; /* "disks": an array of {"name", "file", "format"}; see disks.h */
 };
 

@@ -99,6 +99,21 @@ vf_parse_duration_ms(const char *text, int64_t *ms_r)
 }
 
 bool
+vf_parse_count(const char *text, int64_t *count_r)
+{
+    size_t length = strspn(text, "0123456789");
+
+    if (length == 0 || length > 7 || text[length])
+        return false;
+    long count = strtol(text, NULL, 10);
+
+    if (count < 1 || count > 1000000)
+        return false;
+    *count_r = count;
+    return true;
+}
+
+bool
 vf_valid_name(const char *name)
 {
     size_t length =

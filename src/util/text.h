@@ -20,6 +20,9 @@ bool vf_ends_with(const char *text, const char *end);
  * none of these, negative, or more than a year. */
 bool vf_parse_duration_ms(const char *text, int64_t *ms_r);
 
+/* "1" to "1000000", in digits alone. */
+bool vf_parse_count(const char *text, int64_t *count_r);
+
 /* A name of a VM or a snapshot: 1 to 64 of A-Z a-z 0-9 . _ + -, and neither a dot
  * nor a dash first. Names become file names, so that nothing else is let in. */
 bool vf_valid_name(const char *name);

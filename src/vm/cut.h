@@ -28,7 +28,7 @@ struct vf_cut {
     struct vf_names names;
     struct vf_inode base;    /* 0, 0: no file */
     struct vf_inode overlay; /* 0, 0: not created yet */
-    int64_t sealed_ns;       /* mtime of the sealed image since QEMU has it read-only; 0: not known */
+    int64_t sealed_ns;  /* mtime of the sealed image since QEMU has it read-only; 0: not known */
     bool own_file_node; /* the launcher may have made a node of its own for the base's file: then it
                            stays open for writing when the base does not */
     bool writeback, direct, no_flush;

@@ -100,7 +100,8 @@ test_find(struct vf_store *store, const char *scratch)
     VF_AUTO_FREE char *settings = vf_printf(
         "{\"qmp\": \"%s\", \"agent\": \"%s/web.qga\", \"deadline\": \"2m\", \"frozenLimit\": "
         "\"1500ms\", \"quiesce\": \"require\", \"method\": \"preopened\", \"emergencyThaw\": "
-        "\"sysrq\", \"os\": \"windows\", \"overlayFolder\": \"%s\"}",
+        "\"sysrq\", \"os\": \"windows\", \"overlayFolder\": \"%s\", \"keepLast\": \"3\", "
+        "\"keepHourly\": \"24\", \"keepDaily\": \"7\", \"keepWeekly\": \"4\", \"maxAge\": \"30d\"}",
         linked, var_run, var_run);
     VF_AUTO_FREE char *agent = vf_printf("%s/web.qga", run);
     struct vf_vm vm;
@@ -120,6 +121,11 @@ test_find(struct vf_store *store, const char *scratch)
     ok(vm.method_set && vm.method == VMFROST_METHOD_PREOPENED, "method");
     is_int(vm.emergency_thaw, VF_EMERGENCY_SYSRQ, "emergency thaw");
     ok(vm.windows, "operating system");
+    is_int(vm.retention.keep_last, 3, "how many of the last to keep");
+    is_int(vm.retention.keep_hourly, 24, "of how many hours");
+    is_int(vm.retention.keep_daily, 7, "of how many days");
+    is_int(vm.retention.keep_weekly, 4, "of how many weeks");
+    is_int(vm.retention.max_age_ms, INT64_C(30) * 86400000, "for how long");
     vf_vm_release(&vm);
     ok(!vm.name && !vm.folder, "a released VM is empty");
 
@@ -200,6 +206,10 @@ test_settings(struct vf_store *store, const char *state)
         {"{\"qmp\": \"/x/q\", \"emergencyThaw\": \"on\"}", "\"emergencyThaw\" cannot",
          "off, sysrq"},
         {"{\"qmp\": \"/x/q\", \"os\": \"beos\"}", "\"os\" cannot", "linux, windows"},
+        {"{\"qmp\": \"/x/q\", \"keepLast\": 3}", "\"keepLast\" has to be a text", ""},
+        {"{\"qmp\": \"/x/q\", \"keepLast\": \"0\"}", "\"keepLast\" cannot", "from 1"},
+        {"{\"qmp\": \"/x/q\", \"keepDaily\": \"all\"}", "\"keepDaily\" cannot", "from 1"},
+        {"{\"qmp\": \"/x/q\", \"maxAge\": \"30 days\"}", "\"maxAge\" cannot", "\"5m\""},
     };
     VF_AUTO_FREE char *folder = vf_printf("%s/vms/bad", state);
     VF_AUTO_FREE char *file = vf_printf("%s/vm.json", folder);

@@ -114,6 +114,20 @@ test_durations(void)
 }
 
 static void
+test_counts(void)
+{
+    static const char *const bad[] = {"",   "0",  "-1",  "+1",      " 1",
+                                      "1 ", "1x", "0x1", "1000001", "99999999999999999999"};
+    int64_t count = 0;
+
+    ok(vf_parse_count("1", &count) && count == 1, "a count");
+    ok(vf_parse_count("007", &count) && count == 7, "with zeros before it");
+    ok(vf_parse_count("1000000", &count) && count == 1000000, "the largest one");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        ok(!vf_parse_count(bad[i], &count) && count == 1000000, "no count: \"%s\"", bad[i]);
+}
+
+static void
 test_names(void)
 {
     static const char *const good[] = {
@@ -386,6 +400,7 @@ main(void)
         return 1;
     test_sanitize();
     test_durations();
+    test_counts();
     test_names();
     test_small_text();
     test_json();
