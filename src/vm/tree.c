@@ -156,6 +156,15 @@ vf_tree_find_snapshot(const struct vf_tree *tree, const char *snapshot)
 }
 
 size_t
+vf_tree_snapshot_below(const struct vf_tree *tree, size_t index)
+{
+    do
+        index = index == VF_NO_IMAGE ? VF_NO_IMAGE : tree->images[index].parent;
+    while (index != VF_NO_IMAGE && !tree->images[index].snapshot);
+    return index;
+}
+
+size_t
 vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after)
 {
     /* VF_NO_IMAGE + 1 is 0. */
@@ -350,6 +359,9 @@ add_sealed(struct vf_tree *tree, const struct known *known)
 
     image->snapshot = vf_strdup(known->snapshot);
     image->own = true;
+    image->recorded.inode = cut->base;
+    image->recorded.modified_ns = cut->sealed_ns;
+    image->recorded.size = cut->size;
     if (other && !vf_inode_equal(image->inode, cut->base))
         complain(image, vf_printf("%s is not the file that was sealed (inode %" PRIu64
                                   " instead of %" PRIu64 ")",
@@ -390,18 +402,10 @@ find_current(const struct knowns *knowns, const char *disk)
     return NULL;
 }
 
-static bool
-read_tree(const struct knowns *knowns, const char *disk, const char *current, struct vf_tree *tree,
-          struct vmfrost_error *error)
+static void
+read_tree(const struct knowns *knowns, const char *disk, const char *current, struct vf_tree *tree)
 {
-    *tree = (struct vf_tree){.disk = vf_strdup(disk), .current = VF_NO_IMAGE};
-    if (!current)
-        current = find_current(knowns, disk);
-    if (!current) {
-        vf_tree_release(tree);
-        return vf_fail(error, VMFROST_FAILED,
-                       "disk %s: no snapshot says which image is its current one", disk);
-    }
+    *tree = (struct vf_tree){.disk = vf_strdup(disk)};
     tree->current = add(tree, current, current_format(knowns, disk, current));
     tree->images[tree->current].current = true;
     tree->images[tree->current].own = true;
@@ -415,7 +419,6 @@ read_tree(const struct knowns *knowns, const char *disk, const char *current, st
         follow(tree, i);
     }
     cut_loops(tree);
-    return true;
 }
 
 bool
@@ -424,8 +427,15 @@ vf_tree_read(struct json_object *records, const char *disk, const char *current,
 {
     VF_CLEANUP(knowns_release) struct knowns knowns = {NULL, 0};
 
+    *tree = (struct vf_tree){.current = VF_NO_IMAGE};
     knowns_read(records, &knowns);
-    return read_tree(&knowns, disk, current, tree, error);
+    if (!current)
+        current = find_current(&knowns, disk);
+    if (!current)
+        return vf_fail(error, VMFROST_FAILED,
+                       "disk %s: no snapshot says which image is its current one", disk);
+    read_tree(&knowns, disk, current, tree);
+    return true;
 }
 
 void
@@ -449,43 +459,67 @@ vf_tree_release(struct vf_tree *tree)
 
 /* --- All disks --- */
 
-static bool
-is_covered(const struct vf_forest *forest, const struct knowns *knowns, const size_t *newest,
-           const struct known *known)
-{
-    for (size_t i = 0; i < forest->count; i++) {
-        const struct vf_cut *cut = &knowns->all[newest[i]].cut;
+/* The tree of a disk that was found by one of its cuts, the newest. */
+struct found {
+    const struct vf_cut *cut; /* borrowed */
+    const char *current;
+};
 
-        if (belongs(&known->cut, cut->name, current_after(cut)))
+static bool
+is_found(const struct found *founds, size_t count, const struct vf_cut *cut)
+{
+    for (size_t i = 0; i < count; i++)
+        if (belongs(cut, founds[i].cut->name, current_after(founds[i].cut)))
             return true;
-    }
     return false;
 }
 
-bool
-vf_forest_read(struct json_object *records, struct vf_forest *forest, struct vmfrost_error *error)
+/* What its launcher opens; borrowed. */
+static const char *
+current_of(const struct vf_cut *cut, struct json_object *disks)
+{
+    for (size_t i = 0; cut->naming == VF_NAMING_NEW_FILE && i < vf_json_length(disks); i++) {
+        const char *name = vf_json_string(vf_json_at(disks, i), "name");
+        const char *file = vf_json_string(vf_json_at(disks, i), "file");
+
+        if (name && file && strcmp(name, cut->name) == 0)
+            return file;
+    }
+    return current_after(cut);
+}
+
+/* The newest record's disks come first, in their own order. Returns how many. */
+static size_t
+find_disks(const struct knowns *knowns, struct json_object *disks, struct found *founds)
+{
+    size_t count = 0;
+
+    for (size_t end = knowns->count, start; end > 0; end = start) {
+        for (start = end;
+             start > 0 && knowns->all[start - 1].snapshot == knowns->all[end - 1].snapshot;)
+            start--;
+        for (size_t i = start; i < end; i++) {
+            const struct vf_cut *cut = &knowns->all[i].cut;
+
+            if (!is_found(founds, count, cut))
+                founds[count++] = (struct found){cut, current_of(cut, disks)};
+        }
+    }
+    return count;
+}
+
+void
+vf_forest_read(struct json_object *records, struct json_object *disks, struct vf_forest *forest)
 {
     VF_CLEANUP(knowns_release) struct knowns knowns = {NULL, 0};
 
-    *forest = (struct vf_forest){NULL, 0};
     knowns_read(records, &knowns);
-    /* Of each tree the cut that it was found by. */
-    VF_AUTO_FREE size_t *newest = vf_alloc((knowns.count + 1) * sizeof *newest);
+    VF_AUTO_FREE struct found *founds = vf_alloc((knowns.count + 1) * sizeof *founds);
+    size_t count = find_disks(&knowns, disks, founds);
 
-    for (size_t i = knowns.count; i-- > 0;) {
-        const struct vf_cut *cut = &knowns.all[i].cut;
-
-        if (is_covered(forest, &knowns, newest, &knowns.all[i]))
-            continue;
-        VF_GROW(forest->trees, forest->count);
-        if (!read_tree(&knowns, cut->name, current_after(cut), &forest->trees[forest->count],
-                       error)) {
-            vf_forest_release(forest);
-            return false;
-        }
-        newest[forest->count++] = i;
-    }
-    return true;
+    *forest = (struct vf_forest){vf_alloc((count + 1) * sizeof *forest->trees), count};
+    for (size_t i = 0; i < count; i++)
+        read_tree(&knowns, founds[i].cut->name, founds[i].current, &forest->trees[i]);
 }
 
 void

@@ -44,6 +44,11 @@ struct vf_image {
     size_t parent; /* index of its backing file's image; VF_NO_IMAGE: none, or in no tree
                       (then `backing` tells) */
     char *problem; /* for people: missing, unreadable, loop, ...; NULL: none */
+    struct {
+        struct vf_inode inode; /* 0,0: not known */
+        int64_t modified_ns;   /* 0: not known */
+        int64_t size;          /* 0: not known */
+    } recorded;                /* what its snapshot's record says of it */
 };
 
 struct vf_tree {
@@ -64,19 +69,23 @@ bool vf_tree_read(struct json_object *records, const char *disk, const char *cur
                   struct vf_tree *tree, struct vmfrost_error *error);
 void vf_tree_release(struct vf_tree *tree);
 
-/* The trees of all disks of which there is a snapshot, by the records alone. */
+/* The trees of all disks of which there is a snapshot, in the order of the newest snapshot's disks.
+ * `disks` (may be NULL) is an array of {"name", "file"}: what the launchers of disks with naming
+ * "new-file" open, where the records alone would say something else. */
 struct vf_forest {
     struct vf_tree *trees;
     size_t count;
 };
-bool vf_forest_read(struct json_object *records, struct vf_forest *forest,
-                    struct vmfrost_error *error);
+void vf_forest_read(struct json_object *records, struct json_object *disks,
+                    struct vf_forest *forest);
 void vf_forest_release(struct vf_forest *forest);
 
 /* The sealed image of a snapshot; VF_NO_IMAGE if it has none in this tree. */
 size_t vf_tree_find_snapshot(const struct vf_tree *tree, const char *snapshot);
 /* The image with this inode; VF_NO_IMAGE if there is none. */
 size_t vf_tree_find_inode(const struct vf_tree *tree, struct vf_inode inode);
+/* The next image below that is a snapshot's; VF_NO_IMAGE if there is none. */
+size_t vf_tree_snapshot_below(const struct vf_tree *tree, size_t index);
 /* The images that build on `parent`, one after the other: `after` is the one before, VF_NO_IMAGE
  * at first. VF_NO_IMAGE at the end. */
 size_t vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after);

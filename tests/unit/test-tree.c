@@ -149,6 +149,14 @@ test_chain(void)
     is_int(sealed->size, 64 << 20, "virtual size");
     ok(sealed->allocated > 0 && sealed->modified_ns > INT64_C(1) << 60, "what it takes up, when");
     ok(vf_tree_find_snapshot(&tree, "a") == at(&tree, "web@a.qcow2"), "a snapshot is found");
+    ok(sealed->recorded.inode.number == sealed->inode.number &&
+           sealed->recorded.size == sealed->size && !golden->recorded.size,
+       "what the record says");
+    ok(vf_tree_snapshot_below(&tree, tree.current) == at(&tree, "web@b.qcow2") &&
+           vf_tree_snapshot_below(&tree, at(&tree, "web@b.qcow2")) == at(&tree, "web@a.qcow2") &&
+           vf_tree_snapshot_below(&tree, at(&tree, "web@a.qcow2")) == VF_NO_IMAGE &&
+           vf_tree_snapshot_below(&tree, VF_NO_IMAGE) == VF_NO_IMAGE,
+       "the snapshot below");
     ok(vf_tree_find_snapshot(&tree, "other") == VF_NO_IMAGE, "... one of another disk is not");
     vf_tree_release(&tree);
 
@@ -398,8 +406,8 @@ test_deep(void)
 static void
 test_forest(void)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
     struct vf_forest forest;
+    VF_AUTO_FREE char *raw = path_of("disk.raw");
 
     make_chain();
     RUN("mv", "disk+a.qcow2", "disk+a@b.qcow2");
@@ -408,8 +416,8 @@ test_forest(void)
     record("a", "vdb", NULL, "disk.raw", "disk+a.qcow2", "raw");
     record("b", "vdb", "disk+a.qcow2", "disk+a@b.qcow2", "disk+a.qcow2", "qcow2");
     json_object_array_add(records, json("{\"name\": \"x\", \"cuts\": [7, {\"name\": 1}]}"));
-    ok(vf_forest_read(records, &forest, &error), "all disks");
-    is_int((long long)forest.count, 2, "are two");
+    vf_forest_read(records, NULL, &forest);
+    is_int((long long)forest.count, 2, "two disks");
     if (forest.count == 2) {
         is_str(forest.trees[0].disk, "vdb", "the first");
         is_int((long long)forest.trees[0].count, 3, "its images");
@@ -417,8 +425,20 @@ test_forest(void)
         is_int((long long)forest.trees[1].count, 4, "its images");
     }
     vf_forest_release(&forest);
+
+    json_object_array_del_idx(records, json_object_array_length(records) - 2, 2);
+    VF_AUTO_JSON struct json_object *disks = json("[{\"name\": \"vda\", \"file\": \"/x\"}]");
+    struct json_object *opened = vf_json_strings("name", "vdb", "file", raw, NULL);
+
+    json_object_array_add(disks, opened);
+    vf_forest_read(records, disks, &forest);
+    is_str(forest.trees[0].images[forest.trees[0].current].path, raw, "a launcher's other image");
+    ok(vf_ends_with(forest.trees[1].images[forest.trees[1].current].path, "/web.qcow2"),
+       "a flipped name is what it is");
+    vf_forest_release(&forest);
     forget_records();
-    ok(vf_forest_read(records, &forest, &error) && forest.count == 0, "no records, no trees");
+    vf_forest_read(records, NULL, &forest);
+    is_int((long long)forest.count, 0, "no records, no trees");
     vf_forest_release(&forest);
 }
 
