@@ -246,7 +246,7 @@ VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
  * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
  * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder", "disks" (an array of {"name",
  * "file", "format"}, for a VM that was never seen running), "keepLast", "keepHourly", "keepDaily",
- * "keepWeekly", "maxAge": docs/settings.md. */
+ * "keepWeekly", "maxAge", "warnDepth", "warnAge": docs/settings.md. */
 VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
                                           const char *settings_json, struct vmfrost_error *error_r);
 /* Forgets a VM that has no snapshot records. */

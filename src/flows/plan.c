@@ -21,6 +21,7 @@ vf_plan_input_of(const struct vf_flow *flow)
         .block = flow->facts.block,
         .nodes = flow->facts.nodes,
         .graph = flow->facts.graph,
+        .depth_warned = flow->vm.warn_depth,
     };
 }
 

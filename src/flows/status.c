@@ -14,8 +14,6 @@
 #include "util/json.h"
 #include "util/mem.h"
 
-#define DEEP_CHAIN 16
-
 /* The document. */
 
 static void
@@ -38,11 +36,6 @@ add_place(struct vf_flow *flow, struct json_object *document, const struct vf_di
         vf_json_add_string(document, "message", error.text);
     }
     vf_place_release(&place);
-    if (disk->depth >= DEEP_CHAIN)
-        vf_warn(flow,
-                "disk %s stands on %d images: delete old snapshots; each one costs time and "
-                "descriptors",
-                disk->name, disk->depth);
 }
 
 static struct json_object *

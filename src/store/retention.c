@@ -54,66 +54,6 @@ vf_retention_given(const struct vf_retention *rules)
  * Times
  */
 
-/* `count` digits at `*at`, which moves behind them; -1 if they are not there. */
-static int
-digits(const char **at, int count)
-{
-    int value = 0;
-
-    for (int i = 0; i < count; i++, (*at)++) {
-        if (**at < '0' || **at > '9')
-            return -1;
-        value = 10 * value + (**at - '0');
-    }
-    return value;
-}
-
-static bool
-skip(const char **at, char wanted)
-{
-    return **at == wanted && *(*at)++;
-}
-
-/* "2026-01-31T23:59:59.123456Z", with or without a fraction, and nothing else. */
-static bool
-parse_time_ms(const char *text, int64_t *ms_r)
-{
-    const char *at = text;
-    struct tm parts = {.tm_isdst = 0};
-    int64_t ms = 0;
-
-    parts.tm_year = digits(&at, 4) - 1900;
-    bool good = skip(&at, '-');
-    parts.tm_mon = good ? digits(&at, 2) - 1 : -1;
-    good = good && skip(&at, '-');
-    parts.tm_mday = good ? digits(&at, 2) : -1;
-    good = good && skip(&at, 'T');
-    parts.tm_hour = good ? digits(&at, 2) : -1;
-    good = good && skip(&at, ':');
-    parts.tm_min = good ? digits(&at, 2) : -1;
-    good = good && skip(&at, ':');
-    parts.tm_sec = good ? digits(&at, 2) : -1;
-    if (!good || parts.tm_hour < 0 || parts.tm_min < 0 || parts.tm_sec < 0)
-        return false;
-    if (skip(&at, '.')) {
-        if (*at < '0' || *at > '9')
-            return false;
-        for (int unit = 100; *at >= '0' && *at <= '9'; at++, unit /= 10)
-            ms += (*at - '0') * unit;
-    }
-    struct tm given = parts;
-    int64_t seconds = timegm(&parts);
-
-    /* timegm() makes the 1st of March of a 30th of February, and year -1901 of no digits. */
-    if (strcmp(at, "Z") != 0 || given.tm_year < 70 || parts.tm_year != given.tm_year ||
-        parts.tm_mon != given.tm_mon || parts.tm_mday != given.tm_mday ||
-        parts.tm_hour != given.tm_hour || parts.tm_min != given.tm_min ||
-        parts.tm_sec != given.tm_sec)
-        return false;
-    *ms_r = 1000 * seconds + ms;
-    return true;
-}
-
 /* "30d", "1h30m": as it would be written. Owned by the caller. */
 static char *
 duration(int64_t ms)
@@ -217,7 +157,7 @@ look_at(struct entry *entry, size_t at, struct json_object *record,
     const char *time =
         entry->kind == KIND_SNAPSHOT ? vf_json_string(record, "creationTime") : time_of(record);
 
-    entry->timed = time && parse_time_ms(time, &entry->time_ms);
+    entry->timed = time && vf_parse_time_ms(time, &entry->time_ms);
     const char *why = exempt(entry, rules, now_ms);
 
     if (why) {

@@ -145,6 +145,8 @@ enum setting {
     SETTING_METHOD,
     SETTING_EMERGENCY_THAW,
     SETTING_OS,
+    SETTING_WARN_DEPTH,
+    SETTING_WARN_AGE,
     SETTING_KEEP_LAST,
     SETTING_KEEP_HOURLY,
     SETTING_KEEP_DAILY,
@@ -164,6 +166,8 @@ static const char *const keys[] = {
     [SETTING_METHOD] = "method",
     [SETTING_EMERGENCY_THAW] = "emergencyThaw",
     [SETTING_OS] = "os",
+    [SETTING_WARN_DEPTH] = "warnDepth",
+    [SETTING_WARN_AGE] = "warnAge",
     [SETTING_KEEP_LAST] = "keepLast",
     [SETTING_KEEP_HOURLY] = "keepHourly",
     [SETTING_KEEP_DAILY] = "keepDaily",
@@ -303,6 +307,10 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         known = read_word(reader, key, text, os_words, &value);
         vm->windows = value == 1;
         return known;
+    case SETTING_WARN_DEPTH:
+        return read_count(reader, key, text, &vm->warn_depth);
+    case SETTING_WARN_AGE:
+        return read_duration(reader, key, text, &vm->warn_age_ms);
     case SETTING_KEEP_LAST:
         return read_count(reader, key, text, &vm->retention.keep_last);
     case SETTING_KEEP_HOURLY:
@@ -356,7 +364,8 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
             return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
                                   "frozenLimit, quiesce, method, emergencyThaw, os, disks, "
-                                  "keepLast, keepHourly, keepDaily, keepWeekly and maxAge.");
+                                  "keepLast, keepHourly, keepDaily, keepWeekly, maxAge, warnDepth "
+                                  "and warnAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

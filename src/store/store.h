@@ -52,6 +52,8 @@ struct vf_vm {
     bool windows;                          /* "os": linux, windows */
     /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
     struct vf_retention retention;
+    int64_t warn_depth;        /* "warnDepth": images of a chain, above which status warns */
+    int64_t warn_age_ms;       /* "warnAge": of a snapshot */
     struct json_object *disks; /* "disks": an array of {"name", "file", "format"}; see disks.h */
 };
 

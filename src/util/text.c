@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 /* Length of the valid UTF-8 sequence at `at` that is printable, or 0. */
 static size_t
@@ -95,6 +96,65 @@ vf_parse_duration_ms(const char *text, int64_t *ms_r)
         text = end + length;
     }
     *ms_r = total;
+    return true;
+}
+
+/* `count` digits at `*at`, which moves behind them; -1 if they are not there. */
+static int
+digits(const char **at, int count)
+{
+    int value = 0;
+
+    for (int i = 0; i < count; i++, (*at)++) {
+        if (**at < '0' || **at > '9')
+            return -1;
+        value = 10 * value + (**at - '0');
+    }
+    return value;
+}
+
+static bool
+skip(const char **at, char wanted)
+{
+    return **at == wanted && *(*at)++;
+}
+
+bool
+vf_parse_time_ms(const char *text, int64_t *ms_r)
+{
+    const char *at = text;
+    struct tm parts = {.tm_isdst = 0};
+    int64_t ms = 0;
+
+    parts.tm_year = digits(&at, 4) - 1900;
+    bool good = skip(&at, '-');
+    parts.tm_mon = good ? digits(&at, 2) - 1 : -1;
+    good = good && skip(&at, '-');
+    parts.tm_mday = good ? digits(&at, 2) : -1;
+    good = good && skip(&at, 'T');
+    parts.tm_hour = good ? digits(&at, 2) : -1;
+    good = good && skip(&at, ':');
+    parts.tm_min = good ? digits(&at, 2) : -1;
+    good = good && skip(&at, ':');
+    parts.tm_sec = good ? digits(&at, 2) : -1;
+    if (!good || parts.tm_hour < 0 || parts.tm_min < 0 || parts.tm_sec < 0)
+        return false;
+    if (skip(&at, '.')) {
+        if (*at < '0' || *at > '9')
+            return false;
+        for (int unit = 100; *at >= '0' && *at <= '9'; at++, unit /= 10)
+            ms += (*at - '0') * unit;
+    }
+    struct tm given = parts;
+    int64_t seconds = timegm(&parts);
+
+    /* timegm() makes the 1st of March of a 30th of February, and year -1901 of no digits. */
+    if (strcmp(at, "Z") != 0 || given.tm_year < 70 || parts.tm_year != given.tm_year ||
+        parts.tm_mon != given.tm_mon || parts.tm_mday != given.tm_mday ||
+        parts.tm_hour != given.tm_hour || parts.tm_min != given.tm_min ||
+        parts.tm_sec != given.tm_sec)
+        return false;
+    *ms_r = 1000 * seconds + ms;
     return true;
 }
 

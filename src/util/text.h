@@ -23,6 +23,10 @@ bool vf_parse_duration_ms(const char *text, int64_t *ms_r);
 /* "1" to "1000000", in digits alone. */
 bool vf_parse_count(const char *text, int64_t *count_r);
 
+/* "2026-01-31T23:59:59.123456Z" (RFC 3339, UTC), with or without a fraction, and nothing else: to
+ * milliseconds since 1970. */
+bool vf_parse_time_ms(const char *text, int64_t *ms_r);
+
 /* A name of a VM or a snapshot: 1 to 64 of A-Z a-z 0-9 . _ + -, and neither a dot
  * nor a dash first. Names become file names, so that nothing else is let in. */
 bool vf_valid_name(const char *name);

@@ -16,9 +16,6 @@
 #include "vm/disk.h"
 #include "vm/graph.h"
 
-/* QEMU has no limit of its own; each file costs descriptors and time to open. */
-#define DEPTH_WARNED 16
-
 static const char *
 orelse(const char *text, const char *otherwise)
 {
@@ -171,7 +168,7 @@ find_warnings(const struct vf_plan_input *input, struct vf_plan *plan)
             warn(plan,
                  vf_printf("disk %s has no format of its own in QEMU (%s): it is taken as raw",
                            disk->name, disk->format));
-        if (disk->depth >= DEPTH_WARNED)
+        if (disk->depth >= (input->depth_warned > 0 ? input->depth_warned : VF_DEPTH_WARNED))
             warn(plan,
                  vf_printf("disk %s has %d backing files: delete snapshots that are no longer "
                            "needed; a long chain is slow to read and to open",

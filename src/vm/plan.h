@@ -69,6 +69,9 @@ struct vf_plan {
     size_t warning_count;
 };
 
+/* Images of a chain. QEMU has no limit of its own; each file costs descriptors and time to open. */
+#define VF_DEPTH_WARNED 16
+
 /* QEMU's replies ("return" values), borrowed. */
 struct vf_plan_input {
     struct json_object *status;     /* query-status */
@@ -80,6 +83,7 @@ struct vf_plan_input {
     struct json_object *graph;      /* x-debug-query-block-graph */
     const char *const *exclude;     /* names that the user excludes */
     size_t exclude_count;
+    int64_t depth_warned; /* so many backing files are worth a warning; 0: VF_DEPTH_WARNED */
 };
 
 /* Fills `plan` (always: also after a refusal its disks can be shown; to be released with

@@ -101,7 +101,8 @@ test_find(struct vf_store *store, const char *scratch)
         "{\"qmp\": \"%s\", \"agent\": \"%s/web.qga\", \"deadline\": \"2m\", \"frozenLimit\": "
         "\"1500ms\", \"quiesce\": \"require\", \"method\": \"preopened\", \"emergencyThaw\": "
         "\"sysrq\", \"os\": \"windows\", \"overlayFolder\": \"%s\", \"keepLast\": \"3\", "
-        "\"keepHourly\": \"24\", \"keepDaily\": \"7\", \"keepWeekly\": \"4\", \"maxAge\": \"30d\"}",
+        "\"keepHourly\": \"24\", \"keepDaily\": \"7\", \"keepWeekly\": \"4\", \"maxAge\": \"30d\", "
+        "\"warnDepth\": \"5\", \"warnAge\": \"2d\"}",
         linked, var_run, var_run);
     VF_AUTO_FREE char *agent = vf_printf("%s/web.qga", run);
     struct vf_vm vm;
@@ -125,6 +126,8 @@ test_find(struct vf_store *store, const char *scratch)
     is_int(vm.retention.keep_hourly, 24, "of how many hours");
     is_int(vm.retention.keep_daily, 7, "of how many days");
     is_int(vm.retention.keep_weekly, 4, "of how many weeks");
+    is_int(vm.warn_depth, 5, "how deep a chain may be");
+    is_int(vm.warn_age_ms, INT64_C(2) * 86400000, "how old a snapshot may be");
     is_int(vm.retention.max_age_ms, INT64_C(30) * 86400000, "for how long");
     vf_vm_release(&vm);
     ok(!vm.name && !vm.folder, "a released VM is empty");
