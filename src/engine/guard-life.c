@@ -19,9 +19,10 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "util/descriptors.h"
 
 #define YEAR_MS (365LL * 24 * 3600 * 1000)
 #define CLOCK_LEAST_MS 10    /* between two thaws for a caller that hangs */
@@ -213,55 +214,6 @@ reset_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static bool
-is_kept(const struct guard *guard, int fd)
-{
-    return fd == guard->link || fd == guard->agent || fd == guard->journal;
-}
-
-static void
-close_unless_kept(void *data, int folder, const char *number)
-{
-    int fd = 0;
-
-    for (; *number >= '0' && *number <= '9'; number++)
-        fd = fd * 10 + (*number - '0');
-    if (fd > STDERR_FILENO && fd != folder && !is_kept(data, fd))
-        close(fd);
-}
-
-static bool
-close_others(struct guard *guard)
-{
-#ifdef SYS_close_range
-    unsigned first = STDERR_FILENO + 1;
-    const int kept[] = {guard->link, guard->agent, guard->journal};
-
-    for (;;) {
-        unsigned next = ~0U;
-
-        for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
-            if (kept[i] >= (int)first && (unsigned)kept[i] < next)
-                next = (unsigned)kept[i];
-        if (first < next && syscall(SYS_close_range, first, next == ~0U ? next : next - 1, 0) < 0)
-            break;
-        if (next == ~0U)
-            return true;
-        first = next + 1;
-    }
-#endif
-    /* Linux before 5.9, or a sandbox. The limit of descriptors can be a milliard, so that trying
-     * all numbers is no way. */
-    int folder = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    if (folder < 0)
-        return false;
-    bool closed = vf_guard_each_descriptor(folder, close_unless_kept, guard);
-
-    close(folder);
-    return closed;
-}
-
 /* One of the first three would be overwritten by /dev/null. */
 static bool
 move_up(int *fd)
@@ -285,7 +237,9 @@ reset_descriptors(struct guard *guard)
             close(fd);
         else if (null != fd)
             dup2(null, fd);
-    return close_others(guard);
+    const int kept[] = {guard->link, guard->agent, guard->journal};
+
+    return vf_close_others(kept, sizeof kept / sizeof *kept);
 }
 
 static void

@@ -25,6 +25,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "util/descriptors.h"
+
 #define CUT_MS 300     /* a dead caller's transaction is in QEMU's hands: it takes that long */
 #define CUT_PAUSE_MS 2 /* between two looks at QEMU's descriptors */
 
@@ -172,7 +174,7 @@ look_once(struct guard *guard)
 
     if (folder < 0)
         return false;
-    cut = vf_guard_each_descriptor(folder, look_at_descriptor, guard);
+    cut = vf_each_descriptor(folder, look_at_descriptor, guard);
     close(folder);
     for (size_t i = 0; i < guard->name_count; i++)
         cut = cut && guard->names[i].overlay_written && !guard->names[i].base_written;

@@ -10,8 +10,8 @@
  *
  * All but guard.c runs after a fork, perhaps of a program with threads, any of which may have held
  * any lock right then. So nothing there calls anything but async-signal-safe functions: no
- * allocation, no stdio, no util/. What is needed is put into one block of memory before, `struct
- * guard`; all else has a fixed size and lies on the stack.
+ * allocation, no stdio, of util/ only descriptors. What is needed is put into one block of memory
+ * before, `struct guard`; all else has a fixed size and lies on the stack.
  */
 #ifndef VF_ENGINE_GUARD_PRIVATE_H
 #define VF_ENGINE_GUARD_PRIVATE_H
@@ -133,8 +133,5 @@ void vf_guard_put_text(char **at, const char *end, const char *text);
 void vf_guard_put_number(char **at, const char *end, uint64_t number, int digits);
 /* Past spaces, tabs and carriage returns. */
 const char *vf_guard_skip_space(const char *at);
-/* Calls `each` for all descriptors that the folder (/proc/PID/fd) names. False: cannot be read. */
-bool vf_guard_each_descriptor(int folder, void (*each)(void *data, int folder, const char *number),
-                              void *data);
 
 #endif

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,34 +81,4 @@ vf_guard_poll(struct pollfd *fds, nfds_t count, int64_t until)
     if (poll(fds, count, timeout) <= 0)
         for (nfds_t i = 0; i < count; i++)
             fds[i].revents = 0;
-}
-
-/* What the kernel fills in: glibc's own wrapper is younger than the systems this is for. */
-struct directory_entry {
-    uint64_t number;
-    int64_t offset;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
-
-bool
-vf_guard_each_descriptor(int folder, void (*each)(void *data, int folder, const char *number),
-                         void *data)
-{
-    _Alignas(struct directory_entry) char entries[4096];
-
-    for (;;) {
-        long got = syscall(SYS_getdents64, folder, entries, sizeof entries);
-
-        if (got <= 0)
-            return got == 0;
-        for (long at = 0; at < got;) {
-            const struct directory_entry *entry = (const void *)(entries + at);
-
-            at += entry->length;
-            if (entry->name[0] >= '0' && entry->name[0] <= '9')
-                each(data, folder, entry->name);
-        }
-    }
 }

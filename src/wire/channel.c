@@ -2,7 +2,9 @@
  *
  * state       fd            io watcher         retry timer       idle watcher   rx, tx
  * CLOSED      -1            off                off               off            empty
- * CONNECTING  -1, or TCP's  write, if fd       between attempts  first attempt  empty
+ * CONNECTING  -1, or one    write, if fd       between attempts  first attempt  empty
+ *             of TCP's, or
+ *             the caller's
  * OPEN        connected     read; write if tx  off               off            may hold bytes
  * DEAF        connected     off                off               on             tx empty
  *
@@ -16,6 +18,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <ev.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -216,7 +219,8 @@ channel_connected(struct vf_channel *channel)
     struct ucred peer;
     socklen_t length = sizeof peer;
 
-    if (getsockopt(channel->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.pid > 0)
+    if (channel->peer_pid == 0 &&
+        getsockopt(channel->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.pid > 0)
         channel->peer_pid = peer.pid;
     channel_set_state(channel, CHANNEL_OPEN);
     channel->hooks.connected(channel->owner);
@@ -468,6 +472,21 @@ vf_channel_open(struct vf_channel *channel, const char *path)
     channel->frame = (struct vf_frame){0};
     channel_set_state(channel, CHANNEL_CONNECTING);
     ev_idle_start(channel->loop, &channel->idle);
+}
+
+void
+vf_channel_attach(struct vf_channel *channel, int fd, pid_t peer_pid)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    assert(channel->state == CHANNEL_CLOSED && flags >= 0);
+    fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    channel->fd = fd;
+    channel->peer_pid = peer_pid;
+    channel->frame = (struct vf_frame){0};
+    /* It can be written to at once, so that the loop finds it connected in its next turn. */
+    channel_set_state(channel, CHANNEL_CONNECTING);
 }
 
 struct vf_channel *

@@ -51,6 +51,10 @@ void vf_channel_free(struct vf_channel *channel);
  * whose queue is full is asked again and again, for as long as the owner waits: closing is the
  * owner's time limit. */
 void vf_channel_open(struct vf_channel *channel, const char *path);
+/* The same for a socket that is connected already. It is owned by the channel from now on, which
+ * makes it non-blocking. `peer_pid` is who is behind it, where SO_PEERCRED cannot know (it tells
+ * who made a pair of sockets, not who has its other end); 0: ask the socket. */
+void vf_channel_attach(struct vf_channel *channel, int fd, pid_t peer_pid);
 /* Any state -> closed. What is unsent is dropped. */
 void vf_channel_close(struct vf_channel *channel);
 

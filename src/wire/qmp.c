@@ -68,7 +68,10 @@ struct vf_qmp {
     struct vf_channel *channel;
 
     enum qmp_state state;
-    char *path;
+    const char *peer; /* what messages call it */
+    bool attached;    /* nobody else can be connected to it */
+    char *path;       /* of its socket; if attached, its name */
+    char *where;      /* for messages: which socket */
     int greeting_ms, limit_ms;
     struct ev_timer timer;
     struct ev_idle idle; /* runs while something is untold */
@@ -181,6 +184,7 @@ qmp_shut(struct vf_qmp *qmp)
     vf_channel_close(qmp->channel);
     json_object_put(VF_STEAL(qmp->greeting));
     free(VF_STEAL(qmp->path));
+    free(VF_STEAL(qmp->where));
     qmp->oob = false;
     qmp_set_state(qmp, QMP_CLOSED);
 }
@@ -239,23 +243,24 @@ qmp_on_timer(struct ev_loop *loop, struct ev_timer *timer, int revents)
     switch (qmp->state) {
     case QMP_CONNECTING:
         qmp_fail_open(qmp,
-                      "cannot connect to QEMU's QMP socket %s in %g s: other clients are connected "
-                      "to it and wait for it (QEMU serves one at a time); close them or give QEMU "
-                      "a second -qmp socket",
-                      qmp->path, limit_s);
+                      "cannot connect to %s in %g s: other clients are connected to it and wait "
+                      "for it (QEMU serves one at a time); close them or give QEMU a second -qmp "
+                      "socket",
+                      qmp->where, limit_s);
         break;
     case QMP_GREETING:
-        qmp_fail_open(qmp,
-                      "QEMU's QMP socket %s: no greeting in %g s: another client is connected to "
-                      "this QMP socket (QEMU serves one at a time), or QEMU hangs; close the other "
-                      "client or give QEMU a second -qmp socket",
-                      qmp->path, limit_s);
+        if (qmp->attached)
+            qmp_fail_open(qmp, "%s: no greeting in %g s: it hangs", qmp->where, limit_s);
+        else
+            qmp_fail_open(qmp,
+                          "%s: no greeting in %g s: another client is connected to this QMP socket "
+                          "(QEMU serves one at a time), or QEMU hangs; close the other client or "
+                          "give QEMU a second -qmp socket",
+                          qmp->where, limit_s);
         break;
     case QMP_NEGOTIATING:
-        qmp_fail_open(qmp,
-                      "QEMU's QMP socket %s: QEMU greeted but does not answer (%g s): its main "
-                      "loop hangs",
-                      qmp->path, limit_s);
+        qmp_fail_open(qmp, "%s: %s greeted but does not answer (%g s): its main loop hangs",
+                      qmp->where, qmp->peer, limit_s);
         break;
     case QMP_CLOSED:
     case QMP_READY:
@@ -264,19 +269,40 @@ qmp_on_timer(struct ev_loop *loop, struct ev_timer *timer, int revents)
     }
 }
 
-void
-vf_qmp_open(struct vf_qmp *qmp, const char *path, vf_reply_fn *fn, void *data)
+static void
+qmp_begin_open(struct vf_qmp *qmp, const char *peer, vf_reply_fn *fn, void *data)
 {
     /* Whoever opens anew knows that the last connection is gone. */
     free(VF_STEAL(qmp->lost_why));
-    qmp->path = vf_strdup(path);
+    qmp->peer = peer;
     qmp->open_fn = fn;
     qmp->open_data = data;
     qmp->limit_ms = qmp->greeting_ms;
     ev_now_update(qmp->loop);
     qmp_set_state(qmp, QMP_CONNECTING);
+}
+
+void
+vf_qmp_open(struct vf_qmp *qmp, const char *path, vf_reply_fn *fn, void *data)
+{
+    qmp_begin_open(qmp, "QEMU", fn, data);
+    qmp->attached = false;
+    qmp->path = vf_strdup(path);
+    qmp->where = vf_printf("QEMU's QMP socket %s", path);
     vf_log(&qmp->log, VMFROST_LOG_INFO, "qmp: connecting to %s", path);
     vf_channel_open(qmp->channel, path);
+}
+
+void
+vf_qmp_attach(struct vf_qmp *qmp, int fd, pid_t peer_pid, const char *name, vf_reply_fn *fn,
+              void *data)
+{
+    qmp_begin_open(qmp, name, fn, data);
+    qmp->attached = true;
+    qmp->path = vf_strdup(name);
+    qmp->where = vf_printf("the monitor of %s", name);
+    vf_log(&qmp->log, VMFROST_LOG_INFO, "qmp: the monitor of %s (process %d)", name, (int)peer_pid);
+    vf_channel_attach(qmp->channel, fd, peer_pid);
 }
 
 static void
@@ -308,17 +334,17 @@ qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const cha
 {
     struct request *request = vf_alloc(sizeof *request);
     VF_AUTO_FREE char *text = qmp_text(qmp, key, command, arguments, ++qmp->last);
-    const char *why = NULL;
+    char *why = NULL;
 
     request->number = qmp->last;
     request->fn = fn;
     request->data = data;
     if (qmp->state != state)
-        why = "there is no connection to QEMU";
+        why = vf_printf("there is no connection to %s", qmp->peer);
     else if (!vf_channel_send(qmp->channel, text, strlen(text)))
-        why = "QEMU does not read its QMP socket";
+        why = vf_printf("%s does not read its QMP socket", qmp->peer);
     if (why) {
-        request->why = vf_strdup(why);
+        request->why = why;
         requests_add(&qmp->ended, request);
         ev_idle_start(qmp->loop, &qmp->idle);
     } else {
@@ -334,7 +360,7 @@ qmp_on_capabilities(void *data, const struct vf_reply *reply)
     VF_AUTO_JSON struct json_object *greeting = NULL;
 
     if (reply->outcome != VF_OK) {
-        qmp_fail_open(qmp, "QEMU's QMP socket %s: QEMU refused qmp_capabilities: %s", qmp->path,
+        qmp_fail_open(qmp, "%s: %s refused qmp_capabilities: %s", qmp->where, qmp->peer,
                       reply->words);
         return;
     }
@@ -425,7 +451,7 @@ qmp_on_idless(struct vf_qmp *qmp, struct json_object *message)
         qmp_dropped(qmp, "a message that is no answer to us");
         return;
     }
-    VF_AUTO_FREE char *why = vf_printf("QEMU could not read the request: %s", words);
+    VF_AUTO_FREE char *why = vf_printf("%s could not read the request: %s", qmp->peer, words);
 
     request_finish_unknown(requests_take(&qmp->sent, only->number), why);
 }
@@ -446,12 +472,16 @@ qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
     }
     struct request *request = requests_take(&qmp->sent, number);
 
-    if (!request)
+    if (!request) {
         qmp_dropped(qmp, "a second answer to one request");
-    else if (vf_reply_read(message, &reply, words))
+    } else if (vf_reply_read(message, &reply, words)) {
         request_finish(request, &reply);
-    else
-        request_finish_unknown(request, "QEMU's answer is neither a result nor an error");
+    } else {
+        VF_AUTO_FREE char *why =
+            vf_printf("%s's answer is neither a result nor an error", qmp->peer);
+
+        request_finish_unknown(request, why);
+    }
 }
 
 static void
@@ -494,10 +524,10 @@ qmp_on_garbled(void *owner, const char *what, const char *sample)
         qmp_no_qmp(qmp, sample);
         break;
     case QMP_NEGOTIATING:
-        qmp_fail_open(qmp, "QEMU's QMP socket %s: QEMU sent %s (\"%s\")", qmp->path, what, sample);
+        qmp_fail_open(qmp, "%s: %s sent %s (\"%s\")", qmp->where, qmp->peer, what, sample);
         break;
     case QMP_READY: {
-        VF_AUTO_FREE char *why = vf_printf("QEMU sent %s (\"%s\")", what, sample);
+        VF_AUTO_FREE char *why = vf_printf("%s sent %s (\"%s\")", qmp->peer, what, sample);
 
         qmp_lose(qmp, why);
         break;
@@ -515,14 +545,14 @@ qmp_on_lost(void *owner, const char *why)
         assert(!"a loss without a connection");
         break;
     case QMP_CONNECTING:
-        qmp_fail_open(qmp, "cannot connect to QEMU's QMP socket %s: %s", qmp->path, why);
+        qmp_fail_open(qmp, "cannot connect to %s: %s", qmp->where, why);
         break;
     case QMP_GREETING:
     case QMP_NEGOTIATING:
-        qmp_fail_open(qmp, "QEMU's QMP socket %s: %s before QEMU was ready", qmp->path, why);
+        qmp_fail_open(qmp, "%s: %s before %s was ready", qmp->where, why, qmp->peer);
         break;
     case QMP_READY: {
-        VF_AUTO_FREE char *words = vf_printf("the connection to QEMU is gone: %s", why);
+        VF_AUTO_FREE char *words = vf_printf("the connection to %s is gone: %s", qmp->peer, why);
 
         qmp_lose(qmp, words);
         break;
@@ -602,6 +632,7 @@ vf_qmp_new(struct ev_loop *loop, const struct vf_qmp_hooks *hooks, void *owner,
     qmp->hooks = *hooks;
     qmp->owner = owner;
     qmp->log = *log;
+    qmp->peer = "QEMU";
     qmp->greeting_ms = VF_QMP_GREETING_MS;
     qmp->sent.end = &qmp->sent.first;
     qmp->ended.end = &qmp->ended.first;

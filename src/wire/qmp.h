@@ -56,12 +56,19 @@ void vf_qmp_set_greeting_ms(struct vf_qmp *qmp, int ms);
  * connection has been called drops that call. */
 void vf_qmp_open(struct vf_qmp *qmp, const char *path, vf_reply_fn *fn, void *data);
 
+/* The same on a socket that is connected already, as that of a vf_daemon: `fd` is owned by this
+ * call. `peer_pid` is the peer's process (0: ask the socket), and `name` what messages call it; it
+ * is not copied. Of the reasons above, those about connecting do not occur. */
+void vf_qmp_attach(struct vf_qmp *qmp, int fd, pid_t peer_pid, const char *name, vf_reply_fn *fn,
+                   void *data);
+
 /* Any state -> closed. An open and all requests still outstanding are forgotten. May be called from
  * a callback. */
 void vf_qmp_close(struct vf_qmp *qmp);
 
 bool vf_qmp_ready(const struct vf_qmp *qmp);
-/* Of the process that listens (SO_PEERCRED), or 0 if that cannot be known (TCP). */
+/* Of the process that listens (SO_PEERCRED), or 0 if that cannot be known (TCP); of an attached
+ * socket, what the caller said. */
 pid_t vf_qmp_peer_pid(const struct vf_qmp *qmp);
 bool vf_qmp_has_oob(const struct vf_qmp *qmp);
 /* The descriptor of the connection, or -1. Borrowed. */
