@@ -281,8 +281,9 @@ struct vmfrost_prune_options {
 /* What would be kept of a VM's snapshots and what would go, with reasons. Changes nothing: to do
  * it, hand each name of "remove" to vmfrost_delete(), in that order. `options` NULL or without any
  * rule: the rules of the VM's settings; VMFROST_USAGE if it has none, either. One JSON object:
- * {"vm":, "rules": {...}, "keep": [{"name":, "time":, "reasons": [...]}],
- *  "remove": [{"name":, "time":, "reason":}]}; "rules" as {"keepLast": 3, "maxAge": "30d"}. */
+ * {"vm":, "rules": {...}, "interrupted":, "keep": [{"name":, "time":, "reasons": [...]}],
+ *  "remove": [{"name":, "time":, "reason":}]}; "rules" as {"keepLast": 3, "maxAge": "30d"};
+ * "interrupted": vmfrost_recover() first, which may change what there is, and ask again. */
 VMFROST_API enum vmfrost_code vmfrost_prune_plan(struct vmfrost *context, const char *vm,
                                                  const struct vmfrost_prune_options *options,
                                                  char **json_r, struct vmfrost_error *error_r);

@@ -38,6 +38,13 @@ enum cli_option {
     OPTION_FOR,
     OPTION_WAIT,
     OPTION_ALL,
+    OPTION_KEEP_LAST,
+    OPTION_KEEP_HOURLY,
+    OPTION_KEEP_DAILY,
+    OPTION_KEEP_WEEKLY,
+    OPTION_MAX_AGE,
+    OPTION_FAILED,
+    OPTION_YES,
     OPTION__N,
 };
 
@@ -84,7 +91,7 @@ const struct command *command_find(const char *name);
 
 /* The values of the options. */
 struct cli_options {
-    bool json, quiet, no_color, help, version, all;
+    bool json, quiet, no_color, help, version, all, yes;
     int verbose;
     const char *state_dir, *log, *agent;
     char *qmp; /* with a slash in it */
@@ -92,6 +99,7 @@ struct cli_options {
     size_t setting_count;
     int64_t freeze_limit_ms, thaw_wait_ms;
     struct vmfrost_snapshot_options snapshot;
+    struct vmfrost_prune_options prune;
     const char **exclude;
     size_t exclude_count;
 };
@@ -106,16 +114,20 @@ struct cli {
     struct out *log;           /* the file of --log; NULL: none */
     struct live *live;         /* whose line may stand on the terminal; NULL: nobody's */
     struct json_object *shown; /* array: warnings that were shown while they happened */
+    bool stopped;              /* a signal has asked to stop */
     struct ev_loop *loop;
     struct vmfrost *context;
 };
+
+/* An exit code of the command alone: the snapshot was taken, and pruning after it failed. */
+#define CLI_NOT_PRUNED ((enum vmfrost_code)7)
 
 /* The VM, or the snapshot, as this command line's reader would write it: "web@before" or "--qmp
  * /run/web.qmp before". `snapshot` NULL: only the VM. Owned by the caller. */
 char *cli_words_for(const char *vm, const char *snapshot);
 
 extern const struct command command_discover, command_add, command_remove, command_status,
-    command_check, command_snapshot, command_list, command_show, command_delete, command_freeze,
-    command_thaw, command_recover, command_help, command_version, command_complete;
+    command_check, command_snapshot, command_list, command_show, command_delete, command_prune,
+    command_freeze, command_thaw, command_recover, command_help, command_version, command_complete;
 
 #endif

@@ -7,10 +7,22 @@
 #include "cli/cli.h"
 #include "cli/format.h"
 #include "cli/job.h"
+#include "cli/prune.h"
 #include "cli/record.h"
 #include "cli/report.h"
 #include "util/cleanup.h"
 #include "util/json.h"
+
+/* Only after a snapshot that is all that was asked for. It was taken, whatever becomes of others:
+ * the code says so. */
+static enum vmfrost_code
+prune_after(struct cli *cli, struct json_object *record)
+{
+    enum vmfrost_code code =
+        prune_vm(cli, cli->vm, &cli->options.prune, true, vf_json_string(record, "name"));
+
+    return code == VMFROST_OK || code == VMFROST_MAY_BE_FROZEN ? code : CLI_NOT_PRUNED;
+}
 
 static enum vmfrost_code
 run_snapshot(struct cli *cli)
@@ -30,6 +42,8 @@ run_snapshot(struct cli *cli)
     if (!cli->options.json && !cli->options.quiet)
         record_print_summary(cli, job.outcome.document);
     job_report(cli, &job);
+    if (code == VMFROST_OK && cli->options.prune.keep_last)
+        code = prune_after(cli, job.outcome.document);
     job_release(&job);
     return code;
 }
@@ -67,6 +81,8 @@ const struct command command_snapshot = {
                              "never freeze (default: the VM's setting, else auto)"},
             {OPTION_EXCLUDE, "a disk to leave out; may be given several times"},
             {OPTION_METHOD, "how the disks are cut (default: the VM's setting, else existing)"},
+            {OPTION_KEEP_LAST, "after a success, keep the newest N snapshots of the VM and delete "
+                               "the others, as `vmfrost prune` does"},
             {0, NULL},
         },
     .run = run_snapshot,

@@ -186,7 +186,8 @@ const struct command command_add = {
         "Settings: deadline, frozen-limit (durations), quiesce, method (as for snapshot),\n"
         "emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a path), disks (a JSON\n"
         "list, for a VM that was never seen running), warn-depth (a number), warn-age (a\n"
-        "duration). KEY= with nothing behind it takes a setting\n"
+        "duration), keep-last, keep-hourly, keep-daily, keep-weekly (numbers), max-age (a\n"
+        "duration; for prune). KEY= with nothing behind it takes a setting\n"
         "back.\n",
     .examples = "  vmfrost add web --qmp /run/web.qmp\n"
                 "  vmfrost add web --set deadline=10m --set quiesce=require\n"

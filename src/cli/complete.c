@@ -62,7 +62,8 @@ offer_values(struct cli *cli, enum cli_option option, const char *before, const 
         out_raw(&cli->out, ":folders\n");
     if (option == OPTION_SET)
         values = "deadline=|frozen-limit=|quiesce=|method=|emergency-thaw=|os=|agent=|"
-                 "overlay-folder=|disks=|warn-depth=|warn-age=";
+                 "overlay-folder=|disks=|warn-depth=|warn-age=|keep-last=|keep-hourly=|"
+                 "keep-daily=|keep-weekly=|max-age=";
     VF_AUTO_FREE char *choices = vf_strdup(values ? values : "");
     char *rest = choices, *choice;
 

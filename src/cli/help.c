@@ -81,7 +81,8 @@ put_exit_codes(struct out *out)
                  "  3  QEMU or the guest agent cannot be reached; nothing is changed\n"
                  "  4  the deadline passed; everything is rolled back\n"
                  "  5  snapshot taken, but the thaw came late or is unverified\n"
-                 "  6  THE GUEST MAY BE FROZEN: somebody has to look\n");
+                 "  6  THE GUEST MAY BE FROZEN: somebody has to look\n"
+                 "  7  snapshot taken (snapshot --keep-last), but pruning after it failed\n");
 }
 
 void
@@ -145,7 +146,7 @@ synonym(const char *name)
     static const char *const words[][2] = {
         {"create", "snapshot"}, {"take", "snapshot"},  {"ls", "list"},       {"rm", "delete"},
         {"info", "show"},       {"unfreeze", "thaw"},  {"scan", "discover"}, {"forget", "remove"},
-        {"inspect", "show"},    {"repair", "recover"},
+        {"inspect", "show"},    {"repair", "recover"}, {"expire", "prune"},
     };
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {

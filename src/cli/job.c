@@ -99,9 +99,10 @@ guest_word(enum vmfrost_guest_state state)
 }
 
 struct json_object *
-job_result_json(const char *vm, const struct outcome *outcome)
+job_result_json(const char *vm, const char *operation, const struct outcome *outcome)
 {
-    struct json_object *line = vf_json_strings("event", "result", "vm", vm, NULL);
+    struct json_object *line =
+        vf_json_strings("event", "result", "vm", vm, "operation", operation, NULL);
     bool failed = outcome->code != VMFROST_OK;
 
     vf_json_add_int(line, "code", (int64_t)outcome->code);
@@ -131,8 +132,9 @@ job_on_done(void *data, const struct vmfrost_result *result)
     };
     live_pause(&job->live);
     out_flush(&job->cli->err);
-    if (job->cli->options.json && job->cli->command->kind == COMMAND_OPERATES) {
-        VF_AUTO_JSON struct json_object *line = job_result_json(job->vm, &job->outcome);
+    if (job->cli->options.json && job->cli->command->kind == COMMAND_OPERATES && !job->is_part) {
+        VF_AUTO_JSON struct json_object *line =
+            job_result_json(job->vm, job->cli->command->name, &job->outcome);
 
         report_json_line(job->cli, line);
     }

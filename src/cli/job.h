@@ -29,6 +29,7 @@ struct job {
     struct vmfrost_op *op;
     bool done;
     bool several;
+    bool is_part; /* of a larger job, which tells what became of it */
     struct live live;
     struct outcome outcome;
 };
@@ -51,8 +52,9 @@ enum vmfrost_code jobs_run_all(struct cli *cli, void (*start)(struct job *job), 
                                size_t *count_r);
 void jobs_free(struct job *jobs, size_t count);
 
-/* The last line of an operation under --json. Owned by the caller. */
-struct json_object *job_result_json(const char *vm, const struct outcome *outcome);
+/* The last line of an operation under --json; `operation` may be NULL. Owned by the caller. */
+struct json_object *job_result_json(const char *vm, const char *operation,
+                                    const struct outcome *outcome);
 
 /* Tells the outcome's error, if it has one, on stderr; with the alarm for VMFROST_MAY_BE_FROZEN.
  * Returns its code. */

@@ -34,6 +34,13 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_FOR] = {"for", 0, "DURATION"},
     [OPTION_WAIT] = {"wait", 0, "DURATION"},
     [OPTION_ALL] = {"all", 0, NULL},
+    [OPTION_KEEP_LAST] = {"keep-last", 0, "N"},
+    [OPTION_KEEP_HOURLY] = {"keep-hourly", 0, "N"},
+    [OPTION_KEEP_DAILY] = {"keep-daily", 0, "N"},
+    [OPTION_KEEP_WEEKLY] = {"keep-weekly", 0, "N"},
+    [OPTION_MAX_AGE] = {"max-age", 0, "DURATION"},
+    [OPTION_FAILED] = {"failed", 0, NULL},
+    [OPTION_YES] = {"yes", 0, NULL},
 };
 
 const struct option_use global_options[] = {
@@ -122,6 +129,15 @@ set_duration(struct cli *cli, enum cli_option option, const char *value, int64_t
         return true;
     report_usage(cli, "--%s '%s' is no duration: write for example 250ms, 30s, 5m or 1h30m",
                  option_specs[option].name, value);
+    return false;
+}
+
+static bool
+set_count(struct cli *cli, enum cli_option option, const char *value, int64_t *count_r)
+{
+    if (vf_parse_count(value, count_r))
+        return true;
+    report_usage(cli, "--%s '%s' is no number from 1 to 1000000", option_specs[option].name, value);
     return false;
 }
 
@@ -237,6 +253,22 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return set_duration(cli, option, value, &options->thaw_wait_ms);
     case OPTION_ALL:
         options->all = true;
+        return true;
+    case OPTION_KEEP_LAST:
+        return set_count(cli, option, value, &options->prune.keep_last);
+    case OPTION_KEEP_HOURLY:
+        return set_count(cli, option, value, &options->prune.keep_hourly);
+    case OPTION_KEEP_DAILY:
+        return set_count(cli, option, value, &options->prune.keep_daily);
+    case OPTION_KEEP_WEEKLY:
+        return set_count(cli, option, value, &options->prune.keep_weekly);
+    case OPTION_MAX_AGE:
+        return set_duration(cli, option, value, &options->prune.max_age_ms);
+    case OPTION_FAILED:
+        options->prune.failed = true;
+        return true;
+    case OPTION_YES:
+        options->yes = true;
         return true;
     case OPTION__N:
         break;

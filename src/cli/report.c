@@ -111,11 +111,12 @@ report(struct cli *cli, enum vmfrost_code code, const char *text, const char *ne
     if (cli->command && cli->command->kind == COMMAND_OPERATES) {
         /* Whoever reads the lines of an operation finds its result in the last one, always. */
         VF_AUTO_JSON struct json_object *line =
-            job_result_json(cli->vm, &(struct outcome){.code = code,
-                                                       .snapshot = VMFROST_SNAPSHOT_NONE,
-                                                       .guest = VMFROST_GUEST_NEVER_FROZEN,
-                                                       .text = (char *)text,
-                                                       .next = (char *)next});
+            job_result_json(cli->vm, cli->command->name,
+                            &(struct outcome){.code = code,
+                                              .snapshot = VMFROST_SNAPSHOT_NONE,
+                                              .guest = VMFROST_GUEST_NEVER_FROZEN,
+                                              .text = (char *)text,
+                                              .next = (char *)next});
 
         report_json_line(cli, line);
         return code;

@@ -35,6 +35,7 @@ on_stop(struct ev_loop *loop, ev_signal *watcher, int revents)
             vmfrost_cancel(signals->jobs[i].op);
     }
     signals->times++;
+    signals->cli->stopped = true;
     if (signals->times == 1)
         say(signals, changes ? "stopping: thawing and tidying up" : "stopping");
     else if (changes)

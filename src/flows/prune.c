@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include "store/journal.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 
@@ -68,6 +69,7 @@ vf_prune_plan(struct vf_store *store, const char *name, const struct vmfrost_pru
     struct json_object *document = vf_json_strings("vm", vm.name, NULL);
 
     vf_json_add(document, "rules", vf_retention_json(&rules));
+    vf_json_add_bool(document, "interrupted", vf_journal_exists(&vm));
     vf_json_add(document, "keep", json_object_get(vf_json_array(plan, "keep")));
     vf_json_add(document, "remove", json_object_get(vf_json_array(plan, "remove")));
     return document;

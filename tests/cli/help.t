@@ -30,10 +30,10 @@ for command in COMMANDS:
     options.update(found)
     has(MAN, f"\n*{command}*", f"the man page describes {command}")
 
-same(len(options), 20, "all options were found")
+same(len(options), 27, "all options were found")
 for option in sorted(options):
     has(MAN, f"*{option}*", f"the man page has {option}")
-for code in range(7):
+for code in range(8):
     has(MAN, f"\n*{code}*\n", f"the man page has exit code {code}")
 for name in ("VMFROST_STATE_DIR", "XDG_STATE_HOME", "NO_COLOR", "TERM"):
     has(MAN, f"*{name}*", f"the man page has {name}")

@@ -21,6 +21,9 @@ OPERATING = [
     (["freeze", "nobody", "--json"], None),
     (["thaw", "nobody", "--json"], None),
     (["recover", "nobody", "--json"], None),
+    (["prune", "nobody", "--keep-last", "1", "--json"], None),
+    (["prune", "nobody", "--keep-last", "1", "--yes", "--json"], None),
+    (["prune", "--json"], 2),
     (["recover", "--json"], 2),
     (["snapshot", "--qmp", "no-such-socket", "--json"], None),
 ]
@@ -55,8 +58,9 @@ for words, code in OPERATING:
 
 for words in (["list"], ["status"]):
     same(Run(*words, "--json").json(), [], f"{words[0]} of nothing is an empty array")
-same(Run("recover", "--all", "--json").out, "", "recover --all of nothing has no lines")
+for command in ("recover", "prune"):
+    same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 14, "a new command needs a line here")
+same(len(COMMANDS), 15, "a new command needs a line here")
 done()
