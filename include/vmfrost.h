@@ -171,11 +171,13 @@ struct vmfrost_snapshot_options {
     enum vmfrost_method method;
     const char *const *exclude; /* names of disks to leave out */
     size_t exclude_count;
+    const char *const *include; /* names of hotplugged disks to take along */
+    size_t include_count;
 };
 #define VMFROST_SNAPSHOT_OPTIONS_INIT                                                              \
     {                                                                                              \
         sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_DEFAULT,           \
-            VMFROST_METHOD_DEFAULT, NULL, 0                                                        \
+            VMFROST_METHOD_DEFAULT, NULL, 0, NULL, 0                                               \
     }
 
 /* Takes a snapshot. The document is its record (docs/record.md), also when it failed after it
@@ -245,13 +247,20 @@ VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
 /* Remembers a VM, or changes its settings. `settings_json` is an object with "qmp" (the socket's
  * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
  * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder", "disks" (an array of {"name",
- * "file", "format"}, for a VM that was never seen running), "keepLast", "keepHourly", "keepDaily",
- * "keepWeekly", "maxAge", "warnDepth", "warnAge": docs/settings.md. */
+ * "file", "format"}, for a VM that was never seen running), "persistentDisks" (an array of names),
+ * "keepLast", "keepHourly", "keepDaily", "keepWeekly", "maxAge", "warnDepth", "warnAge":
+ * docs/settings.md. */
 VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
                                           const char *settings_json, struct vmfrost_error *error_r);
 /* Forgets a VM that has no snapshot records. */
 VMFROST_API enum vmfrost_code vmfrost_remove(struct vmfrost *context, const char *name,
                                              struct vmfrost_error *error_r);
+/* A disk that was plugged in while the VM was running is left out of snapshots, unless it is said
+ * to be persistent, here or by name in the options. `disk` need not be there now. The VM has to be
+ * in the inventory: what is persistent is one of its settings. */
+VMFROST_API enum vmfrost_code vmfrost_set_persistent(struct vmfrost *context, const char *vm,
+                                                     const char *disk, bool persistent,
+                                                     struct vmfrost_error *error_r);
 /* A JSON array of all VMs: {"name":, "settings": {...}, "snapshots": N, "interrupted": bool}. */
 VMFROST_API enum vmfrost_code vmfrost_vms(struct vmfrost *context, char **json_r,
                                           struct vmfrost_error *error_r);

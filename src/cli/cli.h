@@ -34,6 +34,8 @@ enum cli_option {
     OPTION_THAW_WAIT,
     OPTION_QUIESCE,
     OPTION_EXCLUDE,
+    OPTION_INCLUDE,
+    OPTION_PERSISTENT,
     OPTION_METHOD,
     OPTION_FOR,
     OPTION_WAIT,
@@ -64,6 +66,7 @@ enum target {
     TARGET_VM_OR_ALL,   /* [VM] */
     TARGET_VM_SNAPSHOT, /* VM[@NAME] */
     TARGET_SNAPSHOT,    /* VM@NAME */
+    TARGET_VM_DISK,     /* VM [DISK] */
     TARGET_WORDS,       /* anything, not looked at */
 };
 
@@ -100,8 +103,9 @@ struct cli_options {
     int64_t freeze_limit_ms, thaw_wait_ms;
     struct vmfrost_snapshot_options snapshot;
     struct vmfrost_prune_options prune;
-    const char **exclude;
-    size_t exclude_count;
+    const char **exclude, **include;
+    size_t exclude_count, include_count;
+    enum { PERSISTENT_ASK, PERSISTENT_YES, PERSISTENT_NO } persistent;
 };
 
 struct cli {
@@ -109,6 +113,7 @@ struct cli {
     struct cli_options options;
     char *vm;           /* name or path; NULL: none was given */
     char *snapshot;     /* name; NULL: none was given */
+    const char *disk;   /* NULL: none was given */
     const char **words; /* of TARGET_COMMAND and TARGET_WORDS, NULL-terminated */
     struct out out, err;
     struct out *log;           /* the file of --log; NULL: none */
@@ -128,6 +133,7 @@ char *cli_words_for(const char *vm, const char *snapshot);
 
 extern const struct command command_discover, command_add, command_remove, command_status,
     command_check, command_snapshot, command_list, command_show, command_delete, command_prune,
-    command_freeze, command_thaw, command_recover, command_help, command_version, command_complete;
+    command_freeze, command_thaw, command_recover, command_disk, command_help, command_version,
+    command_complete;
 
 #endif

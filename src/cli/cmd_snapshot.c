@@ -33,6 +33,8 @@ run_snapshot(struct cli *cli)
     options->name = cli->snapshot;
     options->exclude = cli->options.exclude;
     options->exclude_count = cli->options.exclude_count;
+    options->include = cli->options.include;
+    options->include_count = cli->options.include_count;
     job_init(&job, cli, cli->vm, false);
     job.op = vmfrost_snapshot(cli->context, cli->vm, options, job_on_event, job_on_done, &job);
     jobs_wait(cli, &job, 1);
@@ -80,6 +82,9 @@ const struct command command_snapshot = {
                              "error; prefer: a failed freeze falls back to crash-consistent; skip: "
                              "never freeze (default: the VM's setting, else auto)"},
             {OPTION_EXCLUDE, "a disk to leave out; may be given several times"},
+            {OPTION_INCLUDE, "a disk to take along that was plugged in while the VM was running; "
+                             "may be given several times (default: those that `vmfrost disk` calls "
+                             "persistent)"},
             {OPTION_METHOD, "how the disks are cut (default: the VM's setting, else existing)"},
             {OPTION_KEEP_LAST, "after a success, keep the newest N snapshots of the VM and delete "
                                "the others, as `vmfrost prune` does"},

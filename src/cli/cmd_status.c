@@ -112,6 +112,8 @@ run_check(struct cli *cli)
     cli->options.snapshot.name = cli->snapshot;
     cli->options.snapshot.exclude = cli->options.exclude;
     cli->options.snapshot.exclude_count = cli->options.exclude_count;
+    cli->options.snapshot.include = cli->options.include;
+    cli->options.snapshot.include_count = cli->options.include_count;
     job_init(&job, cli, cli->vm, false);
     job.op = vmfrost_check(cli->context, cli->vm, &cli->options.snapshot, job_on_event, job_on_done,
                            &job);
@@ -143,6 +145,7 @@ const struct command command_check = {
             {OPTION_QMP, "the VM, by the path of its QMP socket"},
             {OPTION_QUIESCE, "as for snapshot (default: the VM's setting, else auto)"},
             {OPTION_EXCLUDE, "a disk to leave out; may be given several times"},
+            {OPTION_INCLUDE, "a hotplugged disk to take along; may be given several times"},
             {OPTION_METHOD, "as for snapshot (default: the VM's setting, else existing)"},
             {0, NULL},
         },

@@ -62,8 +62,8 @@ offer_values(struct cli *cli, enum cli_option option, const char *before, const 
         out_raw(&cli->out, ":folders\n");
     if (option == OPTION_SET)
         values = "deadline=|frozen-limit=|quiesce=|method=|emergency-thaw=|os=|agent=|"
-                 "overlay-folder=|disks=|warn-depth=|warn-age=|keep-last=|keep-hourly=|"
-                 "keep-daily=|keep-weekly=|max-age=";
+                 "overlay-folder=|disks=|persistent-disks=|warn-depth=|warn-age=|keep-last=|"
+                 "keep-hourly=|keep-daily=|keep-weekly=|max-age=";
     VF_AUTO_FREE char *choices = vf_strdup(values ? values : "");
     char *rest = choices, *choice;
 
@@ -140,6 +140,7 @@ offer_target(struct cli *cli, const struct command *command, const char *start, 
         return;
     case TARGET_VM:
     case TARGET_VM_OR_ALL:
+    case TARGET_VM_DISK:
     case TARGET_VM_SNAPSHOT: /* the snapshot's name is to be a new one */
         if (!qmp)
             offer_vms(cli, start);

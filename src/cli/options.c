@@ -30,6 +30,8 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_THAW_WAIT] = {"thaw-wait", 0, "DURATION"},
     [OPTION_QUIESCE] = {"quiesce", 0, "auto|require|prefer|skip"},
     [OPTION_EXCLUDE] = {"exclude", 0, "DISK"},
+    [OPTION_INCLUDE] = {"include", 0, "DISK"},
+    [OPTION_PERSISTENT] = {"persistent", 0, "yes|no"},
     [OPTION_METHOD] = {"method", 0, "existing|preopened"},
     [OPTION_FOR] = {"for", 0, "DURATION"},
     [OPTION_WAIT] = {"wait", 0, "DURATION"},
@@ -189,6 +191,16 @@ set_method(struct cli *cli, const char *value)
 }
 
 static bool
+set_persistent(struct cli *cli, const char *value)
+{
+    int choice = choose(cli, OPTION_PERSISTENT, value);
+
+    if (choice >= 0)
+        cli->options.persistent = choice == 0 ? PERSISTENT_YES : PERSISTENT_NO;
+    return choice >= 0;
+}
+
+static bool
 set(struct cli *cli, enum cli_option option, const char *value)
 {
     struct cli_options *options = &cli->options;
@@ -247,6 +259,12 @@ set(struct cli *cli, enum cli_option option, const char *value)
         VF_GROW(options->exclude, options->exclude_count);
         options->exclude[options->exclude_count++] = value;
         return true;
+    case OPTION_INCLUDE:
+        VF_GROW(options->include, options->include_count);
+        options->include[options->include_count++] = value;
+        return true;
+    case OPTION_PERSISTENT:
+        return set_persistent(cli, value);
     case OPTION_FOR:
         return set_duration(cli, option, value, &options->freeze_limit_ms);
     case OPTION_WAIT:
@@ -347,6 +365,7 @@ options_release(struct cli *cli)
     free(VF_STEAL(cli->options.qmp));
     free(VF_STEAL(cli->options.settings));
     free(VF_STEAL(cli->options.exclude));
+    free(VF_STEAL(cli->options.include));
     free(VF_STEAL(cli->vm));
     free(VF_STEAL(cli->snapshot));
 }

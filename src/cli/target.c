@@ -159,6 +159,10 @@ target_parse(struct cli *cli, int count, char **words)
         report_usage(cli, "`vmfrost %s` takes no '%s'", cli->command->name, word);
         return false;
     }
+    if (target == TARGET_VM_DISK && count > 0 && (cli->options.qmp || count > 1)) {
+        cli->disk = words[count - 1];
+        word = --count > 0 ? words[0] : NULL;
+    }
     if (count > 1) {
         report_usage(cli, "'%s' is one too many: `vmfrost %s` takes one at a time", words[1],
                      cli->command->name);
@@ -181,6 +185,7 @@ target_parse(struct cli *cli, int count, char **words)
     case TARGET_VM_OR_ALL:
     case TARGET_VM_SNAPSHOT:
     case TARGET_SNAPSHOT:
+    case TARGET_VM_DISK:
         if (cli->options.qmp)
             return parse_behind_qmp(cli, word);
         if (word)

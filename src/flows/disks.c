@@ -43,15 +43,20 @@ describe(struct vf_flow *flow, const struct vf_disk *disk)
 
     if (disk->format)
         vf_json_add_int(document, "size", disk->size);
-    if (disk->reason != VF_INCLUDED) {
-        leave_out(document, disk->reason, disk->why);
-    } else if (vf_disk_place(flow, disk, &place, &error)) {
-        vf_json_add_bool(document, "eligible", true);
+    /* Of a disk that cannot be cut at all, nobody needs to know where it lies. */
+    bool could_be_cut = disk->reason == VF_INCLUDED || disk->reason == VF_OUT_HOTPLUGGED;
+    bool placed = could_be_cut && vf_disk_place(flow, disk, &place, &error);
+
+    if (placed) {
         vf_json_add_string(document, "naming", naming_name(place.naming));
         file = place.path;
-    } else {
-        leave_out(document, VF_OUT_NAME, error.text);
     }
+    if (disk->reason != VF_INCLUDED)
+        leave_out(document, disk->reason, disk->why);
+    else if (placed)
+        vf_json_add_bool(document, "eligible", true);
+    else
+        leave_out(document, VF_OUT_NAME, error.text);
     vf_json_add_string(document, "file", file);
     vf_place_release(&place);
     return document;

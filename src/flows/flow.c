@@ -425,6 +425,8 @@ on_event(void *owner, const char *name, struct json_object *data)
         disturb(flow, "the guest agent closed its port");
         on_port_closed(flow);
     }
+    if (strcmp(name, "DEVICE_DELETED") == 0)
+        vf_plug_deleted(flow, vf_json_string(data, "path"));
     if (strcmp(name, "JOB_STATUS_CHANGE") == 0 && id && flow->job && strcmp(id, flow->job) == 0)
         vf_job_event(flow, vf_json_string(data, "status"));
 }
@@ -533,6 +535,9 @@ dispose(struct vf_flow *flow)
     for (size_t i = 0; i < flow->exclude_count; i++)
         free(flow->exclude[i]);
     free(flow->exclude);
+    for (size_t i = 0; i < flow->include_count; i++)
+        free(flow->include[i]);
+    free(flow->include);
     free(flow->vm_name);
     free(flow->snapshot_name);
     free(flow->queued);

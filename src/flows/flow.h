@@ -55,6 +55,7 @@ typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
 /* Replies to the questions of the step "look", owned; NULL: not asked. */
 struct vf_facts {
     struct json_object *status, *migrate, *jobs, *block_jobs, *block, *nodes, *graph, *chardev;
+    struct json_object *hotplugged; /* of each device of a disk, by query-block's "qdev" */
 };
 
 /* What is known of the guest agent. */
@@ -86,8 +87,8 @@ struct vf_flow {
     char *vm_name;                           /* as the user gave it */
     char *snapshot_name;                     /* NULL: none yet */
     struct vmfrost_snapshot_options options; /* its strings are not valid: see below */
-    char **exclude;
-    size_t exclude_count;
+    char **exclude, **include;
+    size_t exclude_count, include_count;
     int64_t limit_ms, wait_ms; /* freeze and thaw by hand */
     vmfrost_event_fn *on_event;
     vmfrost_done_fn *on_done;
@@ -132,10 +133,11 @@ struct vf_flow {
     /* The steps' own: where a step that does one thing after another stands. */
     size_t at; /* index of the disk, or of the question */
     size_t at_part;
-    char *job;           /* the job that is waited for; NULL: none */
-    unsigned job_states; /* bit mask of the states that end the wait */
-    unsigned job_number; /* so that each job of this operation has an id of its own */
-    char *job_error;     /* what the job that just concluded complained of */
+    enum vf_outcome answers; /* the worst of several questions that were asked at once */
+    char *job;               /* the job that is waited for; NULL: none */
+    unsigned job_states;     /* bit mask of the states that end the wait */
+    unsigned job_number;     /* so that each job of this operation has an id of its own */
+    char *job_error;         /* what the job that just concluded complained of */
     vf_flow_fn *on_job, *on_job_run;
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);

@@ -11,6 +11,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
+#include "vm/disk.h"
 
 #define AGENT_PORT "org.qemu.guest_agent.0"
 
@@ -28,13 +29,13 @@ static const struct question questions[] = {
     {"query-jobs", FACT(jobs), false},
     {"query-block-jobs", FACT(block_jobs), false},
     {"query-chardev", FACT(chardev), false},
+    /* From here on, vf_look_again() asks again. */
     {"query-block", FACT(block), false},
-    /* These two are the last, so that vf_look_again() can begin there. */
     {"query-named-block-nodes", FACT(nodes), true},
     {"x-debug-query-block-graph", FACT(graph), false},
 };
 #define QUESTION_COUNT (sizeof questions / sizeof *questions)
-#define QUESTION_NODES (QUESTION_COUNT - 2)
+#define QUESTION_BLOCK (QUESTION_COUNT - 3)
 
 static struct json_object **
 fact(struct vf_flow *flow, const struct question *question)
@@ -49,6 +50,7 @@ vf_facts_release(struct vf_flow *flow)
         json_object_put(*fact(flow, &questions[i]));
         *fact(flow, &questions[i]) = NULL;
     }
+    json_object_put(VF_STEAL(flow->facts.hotplugged));
 }
 
 const char *
@@ -101,9 +103,85 @@ ask_next(struct vf_flow *flow)
 void
 vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
-    flow->at = QUESTION_NODES;
+    flow->at = QUESTION_BLOCK;
     flow->on_looked = fn;
     ask_next(flow);
+}
+
+/* Which disks were plugged in after QEMU's start: all devices are asked at once, and answer in this
+ * order. */
+
+static void find_agent(struct vf_flow *flow);
+
+static struct json_object *
+property(const char *path, const char *name)
+{
+    return vf_json_strings("path", path, "property", name, NULL);
+}
+
+static void
+set_at(struct json_object *object, size_t index, bool value)
+{
+    json_object_object_foreach(object, key, ignored)
+    {
+        (void)ignored;
+        if (index-- == 0) {
+            vf_json_add_bool(object, key, value);
+            return;
+        }
+    }
+}
+
+/* The step ends with the last answer, whatever the others were: none of them may come later. */
+static void
+on_hotplugged(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct json_object *devices = flow->facts.hotplugged;
+
+    /* Refused: a device that does not tell, which counts as one that was always there. */
+    if (reply->outcome == VF_OK)
+        set_at(devices, flow->at_part,
+               json_object_is_type(reply->value, json_type_boolean) &&
+                   json_object_get_boolean(reply->value));
+    if (reply->outcome == VF_UNKNOWN)
+        flow->answers = VF_UNKNOWN;
+    flow->at_part++;
+    if (flow->at_part < (size_t)json_object_object_length(devices))
+        return;
+    if (flow->answers == VF_OK) {
+        find_agent(flow);
+        return;
+    }
+    vf_note(flow, VMFROST_UNREACHABLE, "asking whether disks are hotplugged: %s", reply->words);
+    vf_end(flow, flow->answers);
+}
+
+static void
+ask_hotplugged(struct vf_flow *flow)
+{
+    struct json_object *devices = json_object_new_object();
+
+    for (size_t i = 0; i < vf_json_length(flow->facts.block); i++) {
+        const char *qdev = vf_json_string(vf_json_at(flow->facts.block, i), "qdev");
+
+        if (qdev && *qdev)
+            vf_json_add_bool(devices, qdev, false);
+    }
+    json_object_put(flow->facts.hotplugged);
+    flow->facts.hotplugged = devices;
+    if (json_object_object_length(devices) == 0) {
+        find_agent(flow);
+        return;
+    }
+    flow->at_part = 0;
+    flow->answers = VF_OK;
+    json_object_object_foreach(devices, qdev, ignored)
+    {
+        VF_AUTO_FREE char *path = vf_disk_device_path(qdev);
+
+        (void)ignored;
+        vf_ask(flow, "qom-get", property(path, "hotplugged"), on_hotplugged);
+    }
 }
 
 /* The agent's channel: every virtserialport is asked for its name, the right one for its chardev.
@@ -162,12 +240,6 @@ on_chardev(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     }
     end_without_agent(flow, "the agent's port has no channel");
-}
-
-static struct json_object *
-property(const char *path, const char *name)
-{
-    return vf_json_strings("path", path, "property", name, NULL);
 }
 
 static void
@@ -255,6 +327,6 @@ void
 vf_step_look(struct vf_flow *flow)
 {
     flow->at = 0;
-    flow->on_looked = find_agent;
+    flow->on_looked = ask_hotplugged;
     ask_next(flow);
 }

@@ -336,6 +336,8 @@ vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *wh
 {
     const struct vf_cut *cut = reply->outcome == VF_REFUSED ? find_named(flow, reply->words) : NULL;
 
+    if (cut && cut->absent)
+        what = "it was unplugged since the disks were chosen";
     return vf_expect(flow, reply, "%s%s%s%s", cut ? "disk " : "", cut ? cut->name : "",
                      cut ? ": " : "", what);
 }
@@ -392,9 +394,19 @@ on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
     }
 }
 
-/* All of the cut but its effect: drains, flushes, opens, checks permissions and locks. */
+static void
+rehearse(struct vf_flow *flow)
+{
+    if (vf_plug_attached(flow))
+        vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+/* All of the cut but its effect: drains, flushes, opens, checks permissions and locks. That a disk
+ * has left its device is none of QEMU's concern, so that is looked for before. */
 void
 vf_step_rehearse(struct vf_flow *flow)
 {
-    vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
+    vf_look_again(flow, rehearse);
 }

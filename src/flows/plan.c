@@ -22,6 +22,8 @@ vf_plan_input_of(const struct vf_flow *flow)
         .nodes = flow->facts.nodes,
         .graph = flow->facts.graph,
         .depth_warned = flow->vm.warn_depth,
+        .hotplugged = flow->facts.hotplugged,
+        .persistent = flow->vm.persistent,
     };
 }
 
@@ -40,6 +42,8 @@ vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
 
     input.exclude = (const char *const *)flow->exclude;
     input.exclude_count = flow->exclude_count;
+    input.include = (const char *const *)flow->include;
+    input.include_count = flow->include_count;
     vf_plan_release(&flow->plan);
     return vf_plan_make(&input, &flow->plan, error);
 }

@@ -9,6 +9,7 @@
 
 #include "flows/steps.h"
 #include "flows/tables.h"
+#include "store/disks.h"
 #include "util/cleanup.h"
 #include "util/file.h"
 #include "util/json.h"
@@ -108,6 +109,19 @@ add_agent(struct vf_flow *flow, struct json_object *document)
     vf_json_add(document, "conditions", conditions);
 }
 
+/* Of a VM that does not run: its disks when it did. */
+static void
+add_known_disks(struct vf_flow *flow, struct json_object *document)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *known = vf_disks_known(&flow->vm, &error);
+
+    if (known)
+        vf_json_add(document, "lastSeen", known);
+    if (vf_failed(&error))
+        vf_warn(flow, "%s", error.text);
+}
+
 static void
 describe(struct vf_flow *flow)
 {
@@ -126,6 +140,7 @@ describe(struct vf_flow *flow)
         vf_json_add(document, "qemu", qemu);
     } else {
         document = json_object_new_object();
+        add_known_disks(flow, document);
     }
     vf_json_add_string(document, "vm", flow->vm.name);
     vf_json_add_string(document, "qmp", flow->vm.qmp);

@@ -19,14 +19,15 @@ void vf_step_look(struct vf_flow *flow);
 void vf_facts_release(struct vf_flow *flow);
 /* The file name of a node as QEMU knows it; borrowed; NULL if there is no such node. */
 const char *vf_node_file(const struct vf_flow *flow, const char *node);
-/* Asks for the graph and the nodes anew; `fn` is not called if that fails (the step then ended). */
+/* Asks for the disks, the nodes and the graph anew; `fn` is not called if that fails (the step then
+ * ended). */
 void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
 /* plan.c: which disks, and under which names. */
 void vf_step_plan(struct vf_flow *flow);
 /* Makes flow->plan from flow->facts; false with the refusal. */
 bool vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error);
-/* flow->facts, for a plan that leaves nothing out by request. */
+/* flow->facts and the VM's settings, for a plan without anybody's requests. */
 struct vf_plan_input vf_plan_input_of(const struct vf_flow *flow);
 /* Its run state and migration let the VM's disks be changed. */
 bool vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error);
@@ -41,6 +42,16 @@ void vf_disks_note(struct vf_flow *flow);
 void vf_disks_moved(struct vf_flow *flow, const char *disk, const char *file, const char *format);
 /* The same of all cuts whose overlay is a new file. */
 void vf_disks_cut(struct vf_flow *flow);
+
+/* plug.c: disks that come and go while a snapshot is taken. */
+/* QEMU's event: a device is gone. */
+void vf_plug_deleted(struct vf_flow *flow, const char *path);
+/* False with the refusal if a disk that is to be cut was unplugged, as far as events tell. */
+bool vf_plug_unchanged(struct vf_flow *flow);
+/* The same by the facts, which were just asked again. */
+bool vf_plug_attached(struct vf_flow *flow);
+/* Warns of disks that were unplugged after the cut, and of those that are new. */
+void vf_plug_compare(struct vf_flow *flow);
 
 /* agent.c: is it there, and may it freeze? */
 void vf_step_agent(struct vf_flow *flow);

@@ -122,6 +122,7 @@ on_looked(struct vf_flow *flow)
             return;
         }
     }
+    vf_plug_compare(flow);
     vf_end(flow, VF_OK);
 }
 

@@ -68,6 +68,14 @@ fork_guard(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
     return started;
 }
 
+/* Nothing is frozen, so there is time to look once more; in a freeze, events tell. */
+static void
+cut_next(struct vf_flow *flow)
+{
+    vf_end(flow,
+           vf_plug_attached(flow) && vf_journal_state(flow, "cutting", NULL) ? VF_OK : VF_REFUSED);
+}
+
 /* Forks the guard and writes to the journal that a thaw will be owed. */
 void
 vf_step_guard(struct vf_flow *flow)
@@ -79,7 +87,7 @@ vf_step_guard(struct vf_flow *flow)
     else if (freezes)
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
     else
-        vf_end(flow, vf_journal_state(flow, "cutting", NULL) ? VF_OK : VF_REFUSED);
+        vf_look_again(flow, cut_next);
 }
 
 static void
@@ -131,6 +139,10 @@ on_cut(struct vf_flow *flow, const struct vf_reply *reply)
 void
 vf_step_cut(struct vf_flow *flow)
 {
+    if (!vf_plug_unchanged(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (!flow->window_open)
         vf_guard_cutting(&flow->guard);
     flow->cut_begun = true;

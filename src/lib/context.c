@@ -160,6 +160,11 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
         flow->exclude[flow->exclude_count++] = vf_strdup(taken->exclude[i]);
     }
     taken->exclude = NULL;
+    for (size_t i = 0; i < taken->include_count; i++) {
+        VF_GROW(flow->include, flow->include_count);
+        flow->include[flow->include_count++] = vf_strdup(taken->include[i]);
+    }
+    taken->include = NULL;
     if (taken->thaw_wait_ms)
         flow->engine.thaw_wait_ms = taken->thaw_wait_ms;
     if (taken->quiesce == VMFROST_QUIESCE_PREFER)
@@ -334,6 +339,16 @@ vmfrost_remove(struct vmfrost *context, const char *name, struct vmfrost_error *
     struct vmfrost_error error = {.code = VMFROST_OK};
 
     vf_store_remove(context->store, name, &error);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_set_persistent(struct vmfrost *context, const char *vm, const char *disk, bool persistent,
+                       struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    vf_store_set_persistent(context->store, vm, disk, persistent, &error);
     return answer(&error, error_r);
 }
 

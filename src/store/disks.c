@@ -185,6 +185,82 @@ vf_disks_declared(struct json_object *disks, const char *where, enum vmfrost_cod
     return true;
 }
 
+/*
+ * What is said to stay
+ */
+
+bool
+vf_disks_are_names(struct json_object *names, const char *where, enum vmfrost_code code,
+                   struct vmfrost_error *error)
+{
+    bool good = json_object_is_type(names, json_type_array);
+
+    for (size_t i = 0; good && i < vf_json_length(names); i++) {
+        const char *name = vf_json_text(vf_json_at(names, i));
+
+        good = name && *name && vf_is_plain(name);
+    }
+    if (good)
+        return true;
+    vf_fail(error, code, "%s: \"persistentDisks\" has to be a list of names", where);
+    return vf_hint(error, "It is a list like [\"vd1\", \"vd2\"].");
+}
+
+/* The names without `disk`. Owned by the caller. */
+static struct json_object *
+without(struct json_object *names, const char *disk)
+{
+    struct json_object *others = json_object_new_array();
+
+    for (size_t i = 0; i < vf_json_length(names); i++)
+        if (strcmp(vf_json_text(vf_json_at(names, i)), disk) != 0)
+            json_object_array_add(others, json_object_get(vf_json_at(names, i)));
+    return others;
+}
+
+bool
+vf_store_set_persistent(struct vf_store *store, const char *name, const char *disk, bool persistent,
+                        struct vmfrost_error *error)
+{
+    VF_CLEANUP(vf_vm_release) struct vf_vm vm = {.name = NULL};
+    VF_AUTO_JSON struct json_object *settings = NULL;
+
+    if (!*disk || !vf_is_plain(disk))
+        return vf_fail(error, VMFROST_USAGE, "\"%s\" cannot be the name of a disk", disk);
+    if (!vf_store_find(store, name, &vm, error))
+        return false;
+    if (!vm.in_inventory) {
+        vf_fail(error, VMFROST_FAILED, "%s has no settings: it is not in the inventory", vm.name);
+        return vf_hint(error, "Give it a name: vmfrost add NAME --qmp %s", vm.qmp);
+    }
+    VF_AUTO_FREE char *what = vf_printf("disk %s %s", vm.name, disk);
+    VF_AUTO_FD int lock = vf_vm_lock(&vm, what, error);
+
+    if (lock < 0 || !vf_settings_load(vm.folder, &settings, error))
+        return false;
+    if (!settings)
+        return vf_fail(error, VMFROST_FAILED, "%s has just been removed", vm.name);
+    /* Somebody may have changed the file by hand since it was found. */
+    struct json_object *names = vf_json_array(settings, "persistentDisks");
+
+    if (names && !vf_disks_are_names(names, vm.name, VMFROST_FAILED, error))
+        return false;
+    names = without(names, disk);
+    if (persistent)
+        json_object_array_add(names, json_object_new_string(disk));
+    if (vf_json_length(names) > 0) {
+        vf_json_add(settings, "persistentDisks", names);
+    } else {
+        json_object_put(names);
+        json_object_object_del(settings, "persistentDisks");
+    }
+    return vf_settings_save(vm.folder, settings, error);
+}
+
+/*
+ * What is known
+ */
+
 /* As a running QEMU's is placed: of a regular file the real path, of all else its own name. Owned
  * by the caller. */
 static char *

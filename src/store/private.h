@@ -105,7 +105,10 @@ bool vf_vm_locked(const struct vf_vm *vm);
  * disks.c
  */
 
-/* The setting "disks" is what it should be; `where` is named in errors. */
+/* The setting "persistentDisks" is what it should be; `where` is named in errors. */
+bool vf_disks_are_names(struct json_object *names, const char *where, enum vmfrost_code code,
+                        struct vmfrost_error *error);
+/* The same of "disks". */
 bool vf_disks_declared(struct json_object *disks, const char *where, enum vmfrost_code code,
                        struct vmfrost_error *error);
 

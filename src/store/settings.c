@@ -152,7 +152,9 @@ enum setting {
     SETTING_KEEP_DAILY,
     SETTING_KEEP_WEEKLY,
     SETTING_MAX_AGE,
-    SETTING_DISKS, /* no text */
+    /* These are no texts. */
+    SETTING_DISKS,
+    SETTING_PERSISTENT_DISKS,
     SETTING_N,
 };
 
@@ -174,6 +176,7 @@ static const char *const keys[] = {
     [SETTING_KEEP_WEEKLY] = "keepWeekly",
     [SETTING_MAX_AGE] = "maxAge",
     [SETTING_DISKS] = "disks",
+    [SETTING_PERSISTENT_DISKS] = "persistentDisks",
 };
 
 struct word {
@@ -322,6 +325,7 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
     case SETTING_MAX_AGE:
         return read_duration(reader, key, text, &vm->retention.max_age_ms);
     case SETTING_DISKS:
+    case SETTING_PERSISTENT_DISKS:
     case SETTING_N:
         break;
     }
@@ -340,6 +344,13 @@ read_setting(const struct reader *reader, enum setting setting, struct json_obje
             return false;
         json_object_put(vm->disks);
         vm->disks = json_object_get(value);
+        return true;
+    }
+    if (setting == SETTING_PERSISTENT_DISKS) {
+        if (!vf_disks_are_names(value, reader->where, reader->code, reader->error))
+            return false;
+        json_object_put(vm->persistent);
+        vm->persistent = json_object_get(value);
         return true;
     }
     if (!text)
@@ -364,8 +375,8 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
             return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
                                   "frozenLimit, quiesce, method, emergencyThaw, os, disks, "
-                                  "keepLast, keepHourly, keepDaily, keepWeekly, maxAge, warnDepth "
-                                  "and warnAge.");
+                                  "persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
+                                  "maxAge, warnDepth and warnAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

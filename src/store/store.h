@@ -55,6 +55,7 @@ struct vf_vm {
     int64_t warn_depth;        /* "warnDepth": images of a chain, above which status warns */
     int64_t warn_age_ms;       /* "warnAge": of a snapshot */
     struct json_object *disks; /* "disks": an array of {"name", "file", "format"}; see disks.h */
+    struct json_object *persistent; /* "persistentDisks": an array of names */
 };
 
 /* Finds a VM by name or, with a slash in it (or beginning with "tcp:"), by the path of its socket.
@@ -67,6 +68,9 @@ void vf_vm_release(struct vf_vm *vm);
  * that name them. */
 bool vf_store_add(struct vf_store *store, const char *name, struct json_object *settings,
                   struct vmfrost_error *error);
+/* See vmfrost_set_persistent(). Takes the VM's lock. */
+bool vf_store_set_persistent(struct vf_store *store, const char *vm, const char *disk,
+                             bool persistent, struct vmfrost_error *error);
 bool vf_store_remove(struct vf_store *store, const char *name, struct vmfrost_error *error);
 /* See vmfrost_vms(). VMs that were only used by their path are in it too, with "name" the path,
  * while they have a snapshot or a journal. An "error" {"message":} says what is wrong with a VM's

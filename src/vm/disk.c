@@ -181,6 +181,25 @@ vf_disk_device_id(const char *qdev)
     return length > 0 ? vf_printf("%.*s", (int)length, id) : NULL;
 }
 
+char *
+vf_disk_device_path(const char *qdev)
+{
+    static const char *const homes[] = {"/machine/peripheral/", "/machine/peripheral-anon/",
+                                        "/machine/unattached/"};
+
+    if (!qdev || !*qdev)
+        return NULL;
+    if (*qdev != '/')
+        return vf_printf("%s%s", homes[0], qdev);
+    for (size_t i = 0; i < sizeof homes / sizeof *homes; i++) {
+        size_t length = strlen(homes[i]);
+
+        if (vf_starts_with(qdev, homes[i]))
+            return vf_printf("%.*s", (int)(length + strcspn(qdev + length, "/")), qdev);
+    }
+    return vf_strdup(qdev);
+}
+
 static bool
 name_taken(const struct vf_plan *plan, const char *name)
 {
@@ -277,6 +296,7 @@ vf_disk_describe(const struct vf_plan_input *input, struct json_object *block,
     disk->qdev = copy(vf_json_string(block, "qdev"));
     disk->root = copy(vf_json_string(inserted, "node-name"));
     disk->name = make_name(plan, disk);
+    disk->hotplugged = disk->qdev && vf_json_bool(input->hotplugged, disk->qdev, false);
     if (!inserted)
         return true;
     if (!disk->root || !vf_disk_node(input, disk->root) || !vf_graph_has(input->graph, disk->root))

@@ -43,6 +43,10 @@ void vf_disk_leave_out(struct vf_disk *disk, enum vf_reason reason, char *why);
 /* "vd0" of "/machine/peripheral/vd0/virtio-backend" and of "vd0"; NULL for a device that the
  * launcher did not name. Owned by the caller. */
 char *vf_disk_device_id(const char *qdev);
+/* "/machine/peripheral/vd0" of "vd0" and of "/machine/peripheral/vd0/virtio-backend": the device as
+ * it was plugged in, not the part of it that has the disk. NULL for no device. Owned by the caller.
+ */
+char *vf_disk_device_path(const char *qdev);
 /* The node in query-named-block-nodes; borrowed; NULL if there is none. */
 struct json_object *vf_disk_node(const struct vf_plan_input *input, const char *name);
 

@@ -48,6 +48,8 @@ vf_reason_name(enum vf_reason reason)
         return "Filter";
     case VF_OUT_DUPLICATE:
         return "Duplicate";
+    case VF_OUT_HOTPLUGGED:
+        return "Hotplugged";
     case VF_OUT_REQUESTED:
         return "Requested";
     case VF_OUT_NAME:
@@ -115,6 +117,15 @@ exclude(struct vf_plan *plan, struct vf_disk *excluded)
 }
 
 static bool
+no_such_disk(const struct vf_plan *plan, const char *name, struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *names = list_names(plan);
+
+    vf_fail(error, VMFROST_USAGE, "no disk is called \"%s\"", name);
+    return vf_hint(error, "the disks are: %s", plan->count > 0 ? names : "none at all");
+}
+
+static bool
 exclude_requested(const struct vf_plan_input *input, struct vf_plan *plan,
                   struct vmfrost_error *error)
 {
@@ -127,12 +138,62 @@ exclude_requested(const struct vf_plan_input *input, struct vf_plan *plan,
             found = true;
             exclude(plan, &plan->disks[j]);
         }
-        if (!found) {
-            VF_AUTO_FREE char *names = list_names(plan);
+        if (!found)
+            return no_such_disk(plan, input->exclude[i], error);
+    }
+    return true;
+}
 
-            vf_fail(error, VMFROST_USAGE, "no disk is called \"%s\"", input->exclude[i]);
-            return vf_hint(error, "the disks are: %s", plan->count > 0 ? names : "none at all");
+/* What was plugged in by hand mostly goes again by hand, and no launcher brings it back: a snapshot
+ * that has it could not be restored as a whole. So the user has to say that it belongs to the VM.
+ */
+static void
+judge_plug(const struct vf_plan_input *input, struct vf_disk *disk)
+{
+    bool wanted = false;
+
+    disk->persistent = !disk->hotplugged;
+    for (size_t i = 0; i < vf_json_length(input->persistent); i++) {
+        const char *name = vf_json_text(vf_json_at(input->persistent, i));
+
+        disk->persistent |= name && is_called(disk, name);
+    }
+    for (size_t i = 0; i < input->include_count; i++)
+        wanted |= is_called(disk, input->include[i]);
+    if (!disk->persistent && !wanted)
+        vf_disk_leave_out(disk, VF_OUT_HOTPLUGGED,
+                          vf_printf("it was plugged in while the VM was running: take it along "
+                                    "with --include %s, or always, with `vmfrost disk VM %s "
+                                    "--persistent yes`",
+                                    disk->name, disk->name));
+}
+
+/* A disk whose image is in the snapshot by another device is in it. */
+static bool
+is_in(const struct vf_disk *disk)
+{
+    return disk->reason == VF_INCLUDED || disk->reason == VF_OUT_DUPLICATE;
+}
+
+static bool
+check_included(const struct vf_plan_input *input, const struct vf_plan *plan,
+               struct vmfrost_error *error)
+{
+    for (size_t i = 0; i < input->include_count; i++) {
+        bool found = false;
+
+        for (size_t j = 0; j < plan->count; j++) {
+            const struct vf_disk *disk = &plan->disks[j];
+
+            if (!is_called(disk, input->include[i]))
+                continue;
+            found = true;
+            if (!is_in(disk))
+                return vf_fail(error, VMFROST_FAILED, "disk %s cannot be included: %s", disk->name,
+                               disk->why);
         }
+        if (!found)
+            return no_such_disk(plan, input->include[i], error);
     }
     return true;
 }
@@ -371,9 +432,10 @@ vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan, struct vmf
         struct json_object *block = vf_json_at(input->block, i);
         struct vf_disk disk = {.reason = VF_INCLUDED};
 
-        if (vf_disk_describe(input, block, plan, &disk, error))
+        if (vf_disk_describe(input, block, plan, &disk, error)) {
             vf_disk_judge(input, block, &disk);
-        else {
+            judge_plug(input, &disk);
+        } else {
             good = false;
             vf_disk_leave_out(&disk, VF_OUT_NAME,
                               vf_strdup("QEMU's answers about it make no sense"));
@@ -383,6 +445,7 @@ vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan, struct vmf
     }
     good = exclude_requested(input, plan, error) && good;
     find_duplicates(plan);
+    good = check_included(input, plan, error) && good;
     for (size_t i = 0; i < plan->count; i++)
         plan->included += plan->disks[i].reason == VF_INCLUDED;
     find_warnings(input, plan);
@@ -442,6 +505,8 @@ vf_plan_json(const struct vf_plan *plan)
 
         if (disk->format)
             vf_json_add_int(each, "size", disk->size);
+        vf_json_add_bool(each, "hotplugged", disk->hotplugged);
+        vf_json_add_bool(each, "persistent", disk->persistent);
         vf_json_add_bool(each, "eligible", disk->reason == VF_INCLUDED);
         if (disk->reason != VF_INCLUDED)
             vf_json_add_string(each, "reason", vf_reason_name(disk->reason));

@@ -26,10 +26,11 @@ enum vf_reason {
     VF_OUT_TEMPORARY,  /* snapshot=on: its content is gone with QEMU */
     VF_OUT_VVFAT,      /* a folder shown as a disk */
     VF_OUT_COPY_ON_READ,
-    VF_OUT_FILTER,    /* below a filter that we do not pass, or a driver that we do not know */
-    VF_OUT_DUPLICATE, /* the same node as another disk */
-    VF_OUT_REQUESTED, /* --exclude */
-    VF_OUT_NAME,      /* set by names.h's callers: its file cannot be found or named safely */
+    VF_OUT_FILTER,     /* below a filter that we do not pass, or a driver that we do not know */
+    VF_OUT_DUPLICATE,  /* the same node as another disk */
+    VF_OUT_HOTPLUGGED, /* plugged in after QEMU's start, and not said to stay */
+    VF_OUT_REQUESTED,  /* --exclude */
+    VF_OUT_NAME,       /* set by names.h's callers: its file cannot be found or named safely */
 };
 
 struct vf_disk {
@@ -53,8 +54,10 @@ struct vf_disk {
                         monitor" for the other */
     int64_t size;    /* virtual, in bytes */
     bool writeback, direct, no_flush; /* cache modes */
-    bool encrypted; /* LUKS or the old AES encryption in qcow2, or a luks node below */
-    int depth;      /* backing files below `node` */
+    bool encrypted;  /* LUKS or the old AES encryption in qcow2, or a luks node below */
+    int depth;       /* backing files below `node` */
+    bool hotplugged; /* plugged in after QEMU's start, so that the launcher does not know it */
+    bool persistent; /* it was there at the start, or the user says that it stays */
     enum vf_reason reason;
     char *why; /* a sentence for people when it is left out; NULL when included */
 };
@@ -81,16 +84,22 @@ struct vf_plan_input {
     struct json_object *block;      /* query-block */
     struct json_object *nodes;      /* query-named-block-nodes flat:true */
     struct json_object *graph;      /* x-debug-query-block-graph */
+    struct json_object *hotplugged; /* "hotplugged" of each device, by query-block's "qdev"; NULL:
+                                       not asked. One that is not there counts as not hotplugged */
+    struct json_object *persistent; /* array: names of hotplugged disks that count as the others;
+                                       NULL: none */
     const char *const *exclude;     /* names that the user excludes */
     size_t exclude_count;
-    int64_t depth_warned; /* so many backing files are worth a warning; 0: VF_DEPTH_WARNED */
+    int64_t depth_warned;       /* so many backing files are worth a warning; 0: VF_DEPTH_WARNED */
+    const char *const *include; /* names of hotplugged disks that the user wants this time */
+    size_t include_count;
 };
 
 /* Fills `plan` (always: also after a refusal its disks can be shown; to be released with
  * vf_plan_release()). False with the refusal: a run state or a migration that forbids a
  * snapshot, a job on a disk that would be cut (also one on a node below or above it), an
- * exclusion that names no disk, no eligible disk (every disk and its reason is in the text),
- * replies that make no sense. */
+ * exclusion or an inclusion that names no disk, an inclusion of a disk that cannot be cut, no
+ * eligible disk (every disk and its reason is in the text), replies that make no sense. */
 bool vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan,
                   struct vmfrost_error *error);
 void vf_plan_release(struct vf_plan *plan);
@@ -108,8 +117,8 @@ bool vf_plan_drop(struct vf_plan *plan, size_t index, enum vf_reason reason, cha
 /* The reason as one word for records and programs: "Empty", "Cdrom", "ReadOnly", ... */
 const char *vf_reason_name(enum vf_reason reason);
 
-/* {"disks":[{"name","node","format","file","size","eligible","reason","message"}], "runState",
- *  "warnings"}. Owned by the caller. */
+/* {"disks":[{"name","node","format","file","size","hotplugged","persistent","eligible","reason",
+ *  "message"}], "runState", "warnings"}. Owned by the caller. */
 struct json_object *vf_plan_json(const struct vf_plan *plan);
 
 #endif

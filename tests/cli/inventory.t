@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """add, list, show, status, remove, without any QEMU."""
+import json
 import os
 
 from clitest import FOLDER, Run, done, has, ok, same
@@ -25,6 +26,22 @@ same(os.path.realpath(settings_of(run).get("qmp", "")), os.path.realpath(f"{FOLD
 run = Run("add", "web", "--set", "frozenLimit=", "--json")
 ok("frozenLimit" not in settings_of(run) and settings_of(run).get("quiesce") == "require",
    "an empty value takes a setting back", run)
+DISKS = '[{"name": "vd0", "file": "/vms/web.qcow2", "format": "qcow2"}]'
+run = Run("add", "web", "--set", f"disks={DISKS}", "--set", 'persistent-disks=["vd1"]', "--json")
+same((settings_of(run).get("disks"), settings_of(run).get("persistentDisks")),
+     (json.loads(DISKS), ["vd1"]), "lists are JSON", run)
+run = Run("disk", "web")
+ok(run.code == 0 and "vd0" in run.out, "disk shows the declared ones", run)
+run = Run("disk", "web", "vd2", "--persistent", "yes")
+ok(run.code == 2 and "vd2" in run.err and "vd0" in run.err, "... and knows no others", run)
+run = Run("disk", "web", "vd1", "--persistent", "no", "--json")
+same((run.code, (run.json() or {}).get("persistent")), (0, False), "a name is taken back", run)
+run = Run("add", "web", "--set", "disks=[1", "--json")
+ok(run.code == 2 and "no JSON" in run.err, "a list that is none", run)
+run = Run("add", "web", "--set", "disks=", "--json")
+ok(not {"disks", "persistentDisks"} & set(settings_of(run)), "all is taken back", run)
+run = Run("disk", "web")
+ok(run.code == 0 and "has not been seen" in run.out, "then nothing is known", run)
 run = Run("add", "web", "--set", "colour=blue")
 ok(run.code != 0 and "colour" in run.err, "an unknown setting is refused by name", run)
 

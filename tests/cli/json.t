@@ -10,6 +10,10 @@ READING = [
     (["status", "nobody", "--json"], None),
     (["remove", "nobody", "--json"], None),
     (["add", "web", "--json"], 2),
+    (["disk", "nobody", "--json"], None),
+    (["disk", "nobody", "vd0", "--persistent", "no", "--json"], None),
+    (["disk", "nobody", "vd0", "--persistent", "maybe", "--json"], 2),
+    (["disk", "nobody", "--persistent", "yes", "--json"], 2),
     (["lsit", "--json"], 2),
     (["list", "--jsn", "--json"], 2),
 ]
@@ -62,5 +66,5 @@ for command in ("recover", "prune"):
     same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 15, "a new command needs a line here")
+same(len(COMMANDS), 16, "a new command needs a line here")
 done()

@@ -3,7 +3,7 @@
  * Which disks a plan takes: QEMU's recorded answers (fixtures/plan; each file holds the command
  * line that it was recorded with), and changes to them for what is hard to record.
  */
-#include "vm/plan.h"
+#include "vm/disk.h"
 
 #include <errno.h>
 
@@ -524,6 +524,113 @@ test_deep(void)
     vf_plan_release(&plan);
 }
 
+#define REST " loose=Unattached cd1=Cdrom /machine/peripheral-anon/device[0]=Empty scsicd=Empty"
+
+/* Disks that were plugged in while the VM was running. */
+static void
+test_hotplugged(void)
+{
+    static const struct {
+        const char *fixture, *hotplugged, *persistent, *include, *exclude, *disks;
+        enum vmfrost_code code;
+        const char *text;
+    } plugs[] = {
+        {"drive", "{}", NULL, NULL, NULL, "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "[true]", NULL, NULL, NULL, "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": false}", NULL, NULL, NULL,
+         "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": 1}", NULL, NULL, NULL,
+         "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", NULL, NULL, NULL,
+         "virtio0 data=Hotplugged" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", "[\"data\"]", NULL, NULL,
+         "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", "[\"gone\", \"vd1\"]", NULL,
+         NULL, "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", "[\"virtio0\", 1]", NULL,
+         NULL, "virtio0 data=Hotplugged" REST, VMFROST_OK, NULL},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", NULL, "vd1", NULL,
+         "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{}", NULL, "virtio0", NULL, "virtio0 data" REST, VMFROST_OK, NULL},
+        {"drive", "{}", NULL, "vd7", NULL, "virtio0 data" REST, VMFROST_USAGE, "\"vd7\""},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", NULL, "data", "vd1",
+         "virtio0 data=Requested" REST, VMFROST_FAILED,
+         "disk data cannot be included: it is excluded"},
+        {"drive", "{\"/machine/peripheral/vd1/virtio-backend\": true}", "[\"data\"]", NULL, "vd1",
+         "virtio0 data=Requested" REST, VMFROST_OK, NULL},
+        {"firmware", "{}", NULL, "pflash0", NULL,
+         "pflash0=Firmware pflash1=Firmware ide0-hd0 virtio0=ReadOnly", VMFROST_FAILED,
+         "disk pflash0 cannot be included: it is firmware flash"},
+    };
+
+    for (size_t i = 0; i < sizeof plugs / sizeof *plugs; i++) {
+        VF_AUTO_JSON struct json_object *fixture = load(plugs[i].fixture);
+        VF_AUTO_JSON struct json_object *hotplugged = load_text(plugs[i].hotplugged);
+        VF_AUTO_JSON struct json_object *persistent =
+            plugs[i].persistent ? load_text(plugs[i].persistent) : NULL;
+        struct vf_plan_input input = input_of(fixture);
+        struct vmfrost_error error = {.code = VMFROST_OK};
+        struct vf_plan plan;
+
+        input.hotplugged = hotplugged;
+        input.persistent = persistent;
+        input.include = &plugs[i].include;
+        input.include_count = plugs[i].include != NULL;
+        input.exclude = &plugs[i].exclude;
+        input.exclude_count = plugs[i].exclude != NULL;
+        bool made = vf_plan_make(&input, &plan, &error);
+        VF_AUTO_FREE char *disks = summary(&plan);
+
+        is_str(disks, plugs[i].disks, plugs[i].hotplugged);
+        is_int(error.code, plugs[i].code, "the code");
+        ok(made == !plugs[i].code, "made or not");
+        if (plugs[i].text)
+            has_str(error.text, plugs[i].text, "the reason");
+        vf_plan_release(&plan);
+    }
+
+    VF_AUTO_JSON struct json_object *fixture = load("drive");
+    VF_AUTO_JSON struct json_object *all = json_object_new_object();
+    struct json_object *block = vf_json_array(fixture, "block");
+    struct vf_plan_input input = input_of(fixture);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_plan plan;
+
+    for (size_t i = 0; i < vf_json_length(block); i++)
+        if (vf_json_string(vf_json_at(block, i), "qdev"))
+            vf_json_add_bool(all, vf_json_string(vf_json_at(block, i), "qdev"), true);
+    input.hotplugged = all;
+    ok(!vf_plan_make(&input, &plan, &error), "a VM with nothing but hotplugged disks: refused");
+    has_str(error.text, "--include data", "which tells how to include them");
+    VF_AUTO_JSON struct json_object *json = vf_plan_json(&plan);
+    struct json_object *disk = vf_json_at(vf_json_array(json, "disks"), 0);
+
+    ok(vf_json_bool(disk, "hotplugged", false), "the document says that a disk is hotplugged");
+    ok(!vf_json_bool(disk, "persistent", true), "and not persistent");
+    vf_plan_release(&plan);
+}
+
+static void
+test_device_paths(void)
+{
+    static const char *const paths[][2] = {
+        {"vd0", "/machine/peripheral/vd0"},
+        {"/machine/peripheral/vd0", "/machine/peripheral/vd0"},
+        {"/machine/peripheral/vd0/virtio-backend", "/machine/peripheral/vd0"},
+        {"/machine/peripheral/u/u.0/legacy[0]", "/machine/peripheral/u"},
+        {"/machine/peripheral-anon/device[3]/virtio-backend", "/machine/peripheral-anon/device[3]"},
+        {"/machine/unattached/device[16]", "/machine/unattached/device[16]"},
+        {"/machine/system.flash0", "/machine/system.flash0"},
+    };
+
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        VF_AUTO_FREE char *path = vf_disk_device_path(paths[i][0]);
+
+        is_str(path, paths[i][1], paths[i][0]);
+    }
+    ok(!vf_disk_device_path(NULL) && !vf_disk_device_path(""), "no device has no path");
+}
+
 /* Two devices of one display name get different ones. */
 static void
 test_names(void)
@@ -594,6 +701,8 @@ main(void)
     test_ring();
     test_deep();
     test_names();
+    test_hotplugged();
+    test_device_paths();
     test_drop();
     test_json();
     return done_testing();
