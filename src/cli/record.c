@@ -216,7 +216,8 @@ print_launcher(struct out *out, struct json_object *record)
     for (size_t i = 0; must_change && i < vf_json_length(included); i++) {
         struct json_object *volume = vf_json_at(included, i);
 
-        if (strcmp(text_or(vf_json_string(volume, "naming"), ""), "new-file") != 0)
+        if (!vf_json_bool(volume, "launcherMustChange", false) &&
+            strcmp(text_or(vf_json_string(volume, "naming"), ""), "new-file") != 0)
             continue;
         out_text(out, STYLE_PLAIN, "    next start: %s is %s (format qcow2)\n",
                  text_or(vf_json_string(volume, "name"), "?"),

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "flows/steps.h"
+#include "flows/truth.h"
+#include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
 
@@ -176,8 +178,22 @@ add_condition(const struct vf_flow *flow, struct json_object *conditions, const 
     json_object_array_add(conditions, condition);
 }
 
+/* It opens what is a sealed image from now on; or still does, from an earlier snapshot on. */
+static bool
+launcher_must_change(const struct vf_flow *flow, const struct vf_cut *cut,
+                     struct json_object *records)
+{
+    switch (cut->naming) {
+    case VF_NAMING_FLIP:
+        return vf_truth_launcher_is_old(flow, records, cut->names.top);
+    case VF_NAMING_NEW_FILE:
+        return true;
+    }
+    return false;
+}
+
 static struct json_object *
-volumes(const struct vf_flow *flow)
+volumes(const struct vf_flow *flow, struct json_object *records)
 {
     struct json_object *object = json_object_new_object(), *included = json_object_new_array(),
                        *excluded = json_object_new_array();
@@ -192,6 +208,8 @@ volumes(const struct vf_flow *flow)
                             cut->why, NULL);
 
         vf_json_add_int(volume, "size", cut->size);
+        if (launcher_must_change(flow, cut, records))
+            vf_json_add_bool(volume, "launcherMustChange", true);
         json_object_array_add(included, volume);
     }
     for (size_t i = 0; i < flow->plan.count; i++) {
@@ -208,16 +226,17 @@ volumes(const struct vf_flow *flow)
 }
 
 static bool
-launcher_must_change(const struct vf_flow *flow)
+any_launcher_must_change(const struct vf_flow *flow, struct json_object *records)
 {
+    bool any = false;
+
     for (size_t i = 0; i < flow->cut_count; i++)
-        if (flow->cuts[i].naming == VF_NAMING_NEW_FILE)
-            return true;
-    return false;
+        any |= launcher_must_change(flow, &flow->cuts[i], records);
+    return any;
 }
 
 static void
-fill_conditions(struct vf_flow *flow, const char *phase, bool ready)
+fill_conditions(struct vf_flow *flow, const char *phase, bool ready, struct json_object *records)
 {
     struct json_object *conditions = json_object_new_array();
     bool failed = strcmp(phase, "Failed") == 0, running = strcmp(phase, "InProgress") == 0;
@@ -232,7 +251,7 @@ fill_conditions(struct vf_flow *flow, const char *phase, bool ready)
         add_condition(flow, conditions, "Failure", true,
                       flow->error.code == VMFROST_DEADLINE ? "DeadlineExceeded" : "Failed",
                       flow->error.text);
-    if (ready && launcher_must_change(flow))
+    if (ready && any_launcher_must_change(flow, records))
         add_condition(flow, conditions, "LauncherMustChange", true, "NewFile",
                       "some disks have a new current file: start the VM with what `vmfrost "
                       "show` lists as \"current\", in format qcow2");
@@ -272,6 +291,8 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
 {
     struct json_object *record = flow->record;
     struct json_object *qemu = vf_json_strings("version", flow->qemu_version, NULL);
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &ignored);
 
     vf_json_add_string(record, "phase", phase);
     vf_json_add_bool(record, "readyToUse", ready);
@@ -286,11 +307,11 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
         add_time(flow, record, "creationTime", vf_now_us());
     if (strcmp(phase, "InProgress") != 0)
         add_time(flow, record, "completionTime", vf_now_us());
-    fill_conditions(flow, phase, ready);
+    fill_conditions(flow, phase, ready, records);
     /* A recovery has no plan: what was written at the beginning stays. */
     if (flow->plan.run_state) {
         fill_indications(flow);
-        vf_json_add(record, "snapshotVolumes", volumes(flow));
+        vf_json_add(record, "snapshotVolumes", volumes(flow, records));
     }
     vf_json_add(record, "evidence", vf_evidence_json(flow));
     vf_json_add(record, "warnings", json_object_get(flow->warnings));

@@ -9,6 +9,7 @@
 
 #include "flows/steps.h"
 #include "flows/tables.h"
+#include "flows/truth.h"
 #include "store/disks.h"
 #include "util/cleanup.h"
 #include "util/file.h"
@@ -42,14 +43,15 @@ add_place(struct vf_flow *flow, struct json_object *document, const struct vf_di
 static struct json_object *
 snapshots(struct vf_flow *flow)
 {
-    static const char *const keys[] = {"name",         "phase",       "startTime",
-                                       "creationTime", "consistency", "readyToUse"};
+    static const char *const keys[] = {"name",        "phase",      "startTime", "creationTime",
+                                       "consistency", "readyToUse", "parent",    "current"};
     struct vmfrost_error error = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
     struct json_object *list = json_object_new_array();
 
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);
+    vf_truth_complete(&flow->vm, records);
     for (size_t i = 0; i < vf_json_length(records); i++) {
         struct json_object *summary = json_object_new_object();
 
@@ -155,6 +157,7 @@ describe(struct vf_flow *flow)
 
     if (holder)
         vf_json_add(document, "holder", holder);
+    vf_truth_tell(flow, vf_json_array(document, "conditions"), !unfinished && !holder);
     for (size_t i = 0; i < flow->plan.warning_count; i++)
         vf_warn(flow, "%s", flow->plan.warnings[i]);
     vf_json_add(document, "warnings", json_object_get(flow->warnings));

@@ -15,6 +15,7 @@
 #include "flows/prune.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
+#include "flows/truth.h"
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
@@ -371,6 +372,8 @@ records_of(struct vmfrost *context, const char *name, struct vmfrost_error *erro
 
     if (vf_store_find(context->store, name, &vm, error))
         records = vf_record_list(&vm, error);
+    if (records)
+        vf_truth_complete(&vm, records);
     vf_vm_release(&vm);
     return records;
 }
@@ -415,7 +418,7 @@ vmfrost_show(struct vmfrost *context, const char *vm, const char *snapshot, char
     struct json_object *record = NULL;
 
     if (vf_store_find(context->store, vm, &found, &error))
-        record = vf_record_load(&found, snapshot, &error);
+        record = vf_truth_load(&found, snapshot, &error);
     if (record)
         *json_r = text_of(record);
     vf_vm_release(&found);

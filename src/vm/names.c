@@ -8,6 +8,7 @@
 #include "vm/names.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -59,6 +60,32 @@ vf_inode_of(const char *path)
 
     look_at(path, &inode);
     return inode;
+}
+
+char *
+vf_find_inode(const char *folder, struct vf_inode inode)
+{
+    VF_AUTO_FREE char *found = NULL;
+    DIR *entries = vf_inode_known(inode) ? opendir(folder) : NULL;
+
+    for (struct dirent *entry; entries && (entry = readdir(entries));) {
+        bool hidden = entry->d_name[0] == '.';
+
+        if (entry->d_ino != inode.number || (hidden && found))
+            continue;
+        VF_AUTO_FREE char *path =
+            vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, entry->d_name);
+
+        if (!vf_inode_equal(vf_inode_of(path), inode))
+            continue;
+        free(found);
+        found = VF_STEAL(path);
+        if (!hidden)
+            break;
+    }
+    if (entries)
+        closedir(entries);
+    return VF_STEAL(found);
 }
 
 /* --- The names of one cut --- */

@@ -47,6 +47,7 @@ struct vf_place {
     bool opened_by_name;   /* QEMU's name for it leads to this inode now */
     bool linked; /* the launcher's name is a symbolic link in another folder: QEMU looks for
                     a relative backing file there, so that headers need absolute ones */
+    bool parted; /* only after a failure: the name does not lead to what QEMU has open */
 };
 
 /* Finds the image that QEMU process `pid` (0: not known, e.g. TCP; then always NEW_FILE) has
@@ -84,6 +85,10 @@ bool vf_inode_equal(struct vf_inode a, struct vf_inode b);
 /* Of what `path` itself is (symbolic links not followed); 0, 0 if there is nothing. */
 struct vf_inode vf_inode_of(const char *path);
 
+/* A file in `folder` that is `inode`: its path, if possible a visible one; NULL if there is none.
+ * Owned by the caller. */
+char *vf_find_inode(const char *folder, struct vf_inode inode);
+
 /* None of the names that a cut creates exists yet, and all can be had (length of names, of the
  * header's string); false with the one that is in the way. */
 bool vf_names_free(const struct vf_names *names, struct vmfrost_error *error);
@@ -111,5 +116,8 @@ struct vf_opened {
 };
 /* Looks at /proc/PID/fd and fdinfo. False if the process cannot be looked at. */
 bool vf_process_opened(pid_t pid, struct vf_inode inode, struct vf_opened *opened_r);
+/* The process has a file open for writing that it found under the name `file`, which was removed
+ * since. `nameless_r`: it has no other name either, so that it goes with the process. */
+bool vf_process_removed(pid_t pid, const char *file, struct vf_inode *inode_r, bool *nameless_r);
 
 #endif

@@ -279,6 +279,35 @@ portable_name(pid_t pid, const char *file)
                      json_object_to_json_string_ext(node, JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
+bool
+vf_process_removed(pid_t pid, const char *file, struct vf_inode *inode_r, bool *nameless_r)
+{
+    VF_AUTO_FREE char *absolute = make_absolute(pid, file);
+    VF_AUTO_FREE char *wanted = absolute ? vf_printf("%s (deleted)", absolute) : NULL;
+    char path[64], link[PATH_MAX];
+    struct dirent *entry;
+
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    AUTO_FOLDER DIR *folder = wanted ? opendir(path) : NULL;
+
+    while (folder && (entry = readdir(folder))) {
+        ssize_t length = readlinkat(dirfd(folder), entry->d_name, link, sizeof link - 1);
+        struct stat about;
+        bool ignored;
+        int flags = flags_of(pid, entry->d_name, &ignored);
+
+        if (length < 0 || flags < 0 || (flags & O_ACCMODE) == O_RDONLY)
+            continue;
+        link[length] = '\0';
+        if (strcmp(link, wanted) != 0 || fstatat(dirfd(folder), entry->d_name, &about, 0) < 0)
+            continue;
+        *inode_r = inode_in(&about);
+        *nameless_r = about.st_nlink == 0;
+        return true;
+    }
+    return false;
+}
+
 static char *
 real_path(const char *path)
 {
@@ -431,8 +460,11 @@ place_file(pid_t pid, const char *absolute, const char *format, const char *over
 
 /* -daemonize, too, changes the folder. */
 static bool
-lost_its_folder(const char *file, const char *absolute, struct vmfrost_error *error)
+lost_its_folder(struct vf_place *place, const char *file, const char *absolute,
+                struct vmfrost_error *error)
 {
+    /* To "/", that is. */
+    place->parted = strcmp(absolute + 1, file) != 0;
     vf_fail(error, VMFROST_FAILED, "%s does not exist any more, though QEMU has %s open", absolute,
             file);
     return vf_hint(error,
@@ -441,8 +473,9 @@ lost_its_folder(const char *file, const char *absolute, struct vmfrost_error *er
 }
 
 static bool
-diverged(const char *path, const char *what, struct vmfrost_error *error)
+parted(struct vf_place *place, const char *path, const char *what, struct vmfrost_error *error)
 {
+    place->parted = true;
     vf_fail(error, VMFROST_FAILED, "%s %s", path, what);
     return vf_hint(error,
                    "somebody has moved or replaced this file: see /proc/PID/fd for what QEMU "
@@ -463,10 +496,10 @@ find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmf
     place->opened_by_name = opened.read_only || opened.read_write;
     if (!name) {
         if (!place->opened_by_name)
-            return diverged(absolute,
-                            real ? "is not the file that QEMU has open"
-                                 : "does not exist any more, though QEMU has it open",
-                            error);
+            return parted(place, absolute,
+                          real ? "is not the file that QEMU has open"
+                               : "does not exist any more, though QEMU has it open",
+                          error);
         place->path = VF_STEAL(real);
         place->inode = inode;
         return true;
@@ -479,12 +512,12 @@ find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmf
     struct vf_inode current = vf_inode_of(visible);
 
     if (!vf_inode_known(current))
-        return diverged(visible, "does not exist any more, though it is the VM's disk", error);
+        return parted(place, visible, "does not exist any more, though it is the VM's disk", error);
     if (place->opened_by_name && !vf_inode_equal(current, inode))
-        return diverged(visible, "is not the file that QEMU has open", error);
+        return parted(place, visible, "is not the file that QEMU has open", error);
     /* Without its hidden link, only the visible name tells which file it is. */
     if (!place->opened_by_name && (scan_opened(pid, current, 0, &opened) < 0 || !opened.read_write))
-        return diverged(visible, "is not the file that QEMU has open", error);
+        return parted(place, visible, "is not the file that QEMU has open", error);
     place->path = VF_STEAL(visible);
     place->inode = current;
     return true;
@@ -540,7 +573,8 @@ place_find(pid_t pid, const char *file, const char *format, const char *overlay_
         place->path = vf_strdup(absolute);
         if (!found || scan_opened(pid, inode_in(&about), 0, &opened) < 0 ||
             !(opened.read_only || opened.read_write))
-            return diverged(absolute, "is not the file that QEMU has open, as QEMU sees it", error);
+            return parted(place, absolute, "is not the file that QEMU has open, as QEMU sees it",
+                          error);
         place->inode = inode_in(&about);
         place->opened_by_name = true;
         return place_new_file(pid, place,
@@ -549,7 +583,7 @@ place_find(pid_t pid, const char *file, const char *format, const char *overlay_
                               overlay_folder, folder, error);
     }
     if (!found && *file != '/')
-        return lost_its_folder(file, absolute, error);
+        return lost_its_folder(place, file, absolute, error);
     return find_visible(pid, absolute, place, error) &&
            place_file(pid, absolute, format, overlay_folder, place, error);
 }
@@ -561,7 +595,10 @@ vf_place_find(pid_t pid, const char *file, const char *format, const char *overl
     memset(place, 0, sizeof *place);
     if (place_find(pid, file, format, overlay_folder, place, error))
         return true;
+    bool has_parted = place->parted;
+
     vf_place_release(place);
+    place->parted = has_parted;
     return false;
 }
 

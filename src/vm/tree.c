@@ -115,6 +115,12 @@ inode_behind(const char *path)
     return (struct vf_inode){about.st_dev, about.st_ino};
 }
 
+static int64_t
+modified_ns(const struct stat *about)
+{
+    return (int64_t)about->st_mtim.tv_sec * 1000000000 + (int64_t)about->st_mtim.tv_nsec;
+}
+
 static bool
 is_device(const char *path, dev_t *device_r)
 {
@@ -185,14 +191,16 @@ find(const struct vf_tree *tree, const char *path, struct vf_inode inode)
     return VF_NO_IMAGE;
 }
 
-/* The first problem of an image is what the others come from. */
+/* The first trouble of an image is what the others come from. `why` is owned by this call. */
 static void
-complain(struct vf_image *image, char *why)
+complain(struct vf_image *image, enum vf_trouble trouble, char *why)
 {
-    if (image->problem)
+    if (image->problem) {
         free(why);
-    else
-        image->problem = why;
+        return;
+    }
+    image->trouble = trouble;
+    image->problem = why;
 }
 
 /* The size of what has no header. */
@@ -213,17 +221,20 @@ look_at(struct vf_image *image)
     if (*image->path != '/')
         return;
     if (stat(image->path, &about) < 0) {
-        complain(image,
-                 vf_printf(errno == ENOENT ? "%s is missing" : "cannot look at %s", image->path));
+        if (errno == ENOENT || errno == ENOTDIR)
+            complain(image, VF_TROUBLE_MISSING, vf_printf("%s is missing", image->path));
+        else
+            complain(image, VF_TROUBLE_UNREADABLE,
+                     vf_printf("cannot look at %s: %s", image->path, strerror(errno)));
         return;
     }
     if (S_ISREG(about.st_mode)) {
         image->inode = (struct vf_inode){about.st_dev, about.st_ino};
         image->allocated = (int64_t)about.st_blocks * 512;
-        image->modified_ns =
-            (int64_t)about.st_mtim.tv_sec * 1000000000 + (int64_t)about.st_mtim.tv_nsec;
+        image->modified_ns = modified_ns(&about);
     } else if (!S_ISBLK(about.st_mode)) {
-        complain(image, vf_printf("%s is neither a file nor a block device", image->path));
+        complain(image, VF_TROUBLE_UNREADABLE,
+                 vf_printf("%s is neither a file nor a block device", image->path));
     }
 }
 
@@ -249,7 +260,7 @@ read_image(struct vf_image *image)
     struct vmfrost_error error = {.code = VMFROST_OK};
     struct vf_qcow2 header;
 
-    if (!real || image->problem || !image->format)
+    if (!real || image->trouble == VF_TROUBLE_UNREADABLE || !image->format)
         return;
     if (strcmp(image->format, "qcow2") != 0) {
         if (strcmp(image->format, "raw") == 0)
@@ -257,7 +268,7 @@ read_image(struct vf_image *image)
         return;
     }
     if (!vf_qcow2_read(real, &header, &error)) {
-        complain(image, vf_strdup(error.text));
+        complain(image, VF_TROUBLE_UNREADABLE, vf_strdup(error.text));
         return;
     }
     image->size = header.size;
@@ -266,7 +277,7 @@ read_image(struct vf_image *image)
     if (image->backing)
         image->backing_path = vf_backing_path(image->path, image->backing);
     if (header.corrupt)
-        complain(image, vf_printf("%s is marked as corrupt", image->path));
+        complain(image, VF_TROUBLE_DAMAGED, vf_printf("%s is marked as corrupt", image->path));
     vf_qcow2_release(&header);
 }
 
@@ -282,20 +293,15 @@ follow(struct vf_tree *tree, size_t index)
     size_t below = find(tree, name, inode_behind(name));
 
     if (below == VF_NO_IMAGE && tree->count >= VF_TREE_MOST) {
-        complain(&tree->images[index],
+        complain(&tree->images[index], VF_TROUBLE_LOOP,
                  vf_printf("%s builds on more images than are looked at", image->path));
         return;
     }
     if (below == VF_NO_IMAGE) {
         VF_AUTO_FREE char *real =
             *name == '/' && vf_inode_known(inode_behind(name)) ? realpath(name, NULL) : NULL;
-        VF_AUTO_FREE char *format = image->backing_format ? vf_strdup(image->backing_format) : NULL;
 
-        below = add(tree, real ? real : name, format); /* `image` is not valid any more */
-        if (!format)
-            complain(&tree->images[below],
-                     vf_printf("%s does not say which format %s has", tree->images[index].path,
-                               tree->images[below].path));
+        below = add(tree, real ? real : name, image->backing_format);
     }
     tree->images[index].parent = below;
 }
@@ -315,7 +321,7 @@ cut_loops(struct vf_tree *tree)
 
             walks[at] = i + 1;
             if (image->parent != VF_NO_IMAGE && walks[image->parent] == i + 1) {
-                complain(image,
+                complain(image, VF_TROUBLE_LOOP,
                          vf_printf("%s builds on itself: a loop of backing files", image->path));
                 image->parent = VF_NO_IMAGE;
             }
@@ -350,7 +356,7 @@ add_sealed(struct vf_tree *tree, const struct known *known)
         if (taken) {
             /* The image is in the tree once already. */
             tree->images[at].inode = (struct vf_inode){0, 0};
-            complain(&tree->images[at], VF_STEAL(taken));
+            complain(&tree->images[at], VF_TROUBLE_OTHER, VF_STEAL(taken));
         }
     } else if (!tree->images[at].format) {
         tree->images[at].format = vf_strdup(cut->format);
@@ -363,9 +369,10 @@ add_sealed(struct vf_tree *tree, const struct known *known)
     image->recorded.modified_ns = cut->sealed_ns;
     image->recorded.size = cut->size;
     if (other && !vf_inode_equal(image->inode, cut->base))
-        complain(image, vf_printf("%s is not the file that was sealed (inode %" PRIu64
-                                  " instead of %" PRIu64 ")",
-                                  image->path, found.number, cut->base.number));
+        complain(image, VF_TROUBLE_OTHER,
+                 vf_printf("%s is not the file that was sealed (inode %" PRIu64
+                           " instead of %" PRIu64 ")",
+                           image->path, found.number, cut->base.number));
     if (!image->size)
         image->size = cut->size;
 }
@@ -532,6 +539,20 @@ vf_forest_release(struct vf_forest *forest)
 }
 
 /* --- Others --- */
+
+char *
+vf_image_moved(const struct vf_image *image)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(image->path);
+    VF_AUTO_FREE char *found = vf_find_inode(folder, image->recorded.inode);
+    struct stat about;
+
+    /* The number of an inode is used again when its file is gone. */
+    if (!found || lstat(found, &about) < 0 ||
+        (image->recorded.modified_ns && modified_ns(&about) != image->recorded.modified_ns))
+        return NULL;
+    return VF_STEAL(found);
+}
 
 /* The file at `path`, which is none of the tree's images, builds on the image. */
 static bool

@@ -25,6 +25,15 @@
 #define VF_NO_IMAGE ((size_t)-1)
 #define VF_TREE_MOST 1024 /* images; further ones below are left out, and told as a problem */
 
+enum vf_trouble {
+    VF_TROUBLE_NONE,
+    VF_TROUBLE_MISSING,    /* nothing has its name */
+    VF_TROUBLE_OTHER,      /* what has its name is not the image that was sealed */
+    VF_TROUBLE_UNREADABLE, /* it is nothing that QEMU would open; or we may not look at it */
+    VF_TROUBLE_DAMAGED,    /* QEMU has marked it as corrupt */
+    VF_TROUBLE_LOOP,       /* it builds on itself; or on more images than are looked at */
+};
+
 struct vf_image {
     char *path; /* absolute, visible name; of what is no file: its name as QEMU knows it */
     struct vf_inode inode; /* 0,0: missing, or no file */
@@ -43,7 +52,8 @@ struct vf_image {
     bool own;      /* current, or sealed by a snapshot: not a golden base below the first one */
     size_t parent; /* index of its backing file's image; VF_NO_IMAGE: none, or in no tree
                       (then `backing` tells) */
-    char *problem; /* for people: missing, unreadable, loop, ...; NULL: none */
+    enum vf_trouble trouble;
+    char *problem; /* a sentence for people about that trouble; NULL: none */
     struct {
         struct vf_inode inode; /* 0,0: not known */
         int64_t modified_ns;   /* 0: not known */
@@ -89,6 +99,10 @@ size_t vf_tree_snapshot_below(const struct vf_tree *tree, size_t index);
 /* The images that build on `parent`, one after the other: `after` is the one before, VF_NO_IMAGE
  * at first. VF_NO_IMAGE at the end. */
 size_t vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after);
+
+/* Of an image that is not in its place: where else in its folder the file lies that the record
+ * means, as far as that can be told. NULL: nowhere. Owned by the caller. */
+char *vf_image_moved(const struct vf_image *image);
 
 /* Some qcow2 file in the image's folder that is none of the tree's images builds on it. Its path,
  * owned by the caller, goes to `path_r`, else NULL. What lies in other folders cannot be known. */

@@ -97,9 +97,12 @@ def all_kinds(t):
             t.is_({volume["name"]: volume["reason"] for volume in volumes.get("excluded", [])},
                   left_out, "... and those that are not, with their reasons")
             t.ok(all(volume["message"] for volume in volumes["excluded"]), "... in words, too")
-            t.is_("LauncherMustChange" in [condition["type"] for condition in
-                                           out.document["conditions"]], method == "existing",
-                  "... and that the launcher has to change, when a file is new")
+            t.ok("LauncherMustChange" in [condition["type"] for condition in
+                                          out.document["conditions"]],
+                 "... and that the launcher has to change: a file is new, or was at the first one")
+            t.is_({volume["name"] for volume in volumes.get("included", [])
+                   if volume.get("launcherMustChange")}, set(new_file),
+                  "... for which disks")
             missing = [name for name in flip.values()
                        if not (vm.disks / f"{name}@{method}.qcow2").exists()]
             t.is_(missing, [], "... every image is there")

@@ -95,8 +95,9 @@ check(const struct vf_tree *tree, const char *name, const char *snapshot, const 
     const struct vf_image *image = &tree->images[i];
 
     is_str(image->snapshot, snapshot, "its snapshot");
-    ok(image->parent == (parent ? at(tree, parent) : VF_NO_IMAGE), "it builds on %s",
-       parent ? parent : "nothing");
+    ok(image->parent == (parent ? at(tree, parent) : VF_NO_IMAGE) &&
+           (!parent || image->parent != VF_NO_IMAGE),
+       "it builds on %s", parent ? parent : "nothing");
     if (problem)
         has_str(image->problem, problem, "its problem");
     else
