@@ -47,6 +47,7 @@ enum cli_option {
     OPTION_MAX_AGE,
     OPTION_FAILED,
     OPTION_YES,
+    OPTION_EVENTS,
     OPTION__N,
 };
 
@@ -84,7 +85,8 @@ struct command {
     enum command_kind kind;
     enum target target;
     const struct option_use *options;
-    bool stateless; /* run() needs no context, or makes its own */
+    bool stateless;     /* run() needs no context, or makes its own */
+    bool takes_command; /* of the user's, behind "--" */
     enum vmfrost_code (*run)(struct cli *cli);
 };
 
@@ -96,7 +98,7 @@ const struct command *command_find(const char *name);
 struct cli_options {
     bool json, quiet, no_color, help, version, all, yes;
     int verbose;
-    const char *state_dir, *log, *agent;
+    const char *state_dir, *log, *agent, *events;
     char *qmp; /* with a slash in it */
     const char **settings;
     size_t setting_count;
@@ -114,12 +116,13 @@ struct cli {
     char *vm;           /* name or path; NULL: none was given */
     char *snapshot;     /* name; NULL: none was given */
     const char *disk;   /* NULL: none was given */
-    const char **words; /* of TARGET_COMMAND and TARGET_WORDS, NULL-terminated */
+    const char **words; /* of TARGET_COMMAND, TARGET_WORDS and a command; NULL-terminated */
     struct out out, err;
     struct out *log;           /* the file of --log; NULL: none */
     struct live *live;         /* whose line may stand on the terminal; NULL: nobody's */
     struct json_object *shown; /* array: warnings that were shown while they happened */
     bool stopped;              /* a signal has asked to stop */
+    const char *reprieve;      /* said to the first signal, and the next one stops; NULL: it does */
     struct ev_loop *loop;
     struct vmfrost *context;
 };
@@ -133,7 +136,7 @@ char *cli_words_for(const char *vm, const char *snapshot);
 
 extern const struct command command_discover, command_add, command_remove, command_status,
     command_check, command_snapshot, command_list, command_show, command_delete, command_prune,
-    command_freeze, command_thaw, command_recover, command_disk, command_help, command_version,
-    command_complete;
+    command_with, command_freeze, command_thaw, command_recover, command_disk, command_help,
+    command_version, command_complete;
 
 #endif

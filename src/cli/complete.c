@@ -229,6 +229,8 @@ run_complete(struct cli *cli)
         offer_options(cli, *word, scan.command);
     else if (!scan.command)
         offer_commands(cli, *word);
+    else if (scan.command->takes_command && scan.only_targets)
+        out_raw(&cli->out, ":files\n");
     else if (!scan.has_target)
         offer_target(cli, scan.command, *word, scan.qmp);
     return VMFROST_OK;

@@ -43,6 +43,7 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_MAX_AGE] = {"max-age", 0, "DURATION"},
     [OPTION_FAILED] = {"failed", 0, NULL},
     [OPTION_YES] = {"yes", 0, NULL},
+    [OPTION_EVENTS] = {"events", 0, "FILE"},
 };
 
 const struct option_use global_options[] = {
@@ -288,6 +289,9 @@ set(struct cli *cli, enum cli_option option, const char *value)
     case OPTION_YES:
         options->yes = true;
         return true;
+    case OPTION_EVENTS:
+        options->events = value;
+        return true;
     case OPTION__N:
         break;
     }
@@ -344,6 +348,17 @@ options_parse_global(struct cli *cli, int count, char **words)
     return parse(cli, "+:", count, words) ? optind : -1;
 }
 
+/* Where the "--" stands behind which a command of the user's begins. */
+static int
+end_of_ours(int count, char **words)
+{
+    int end = 1;
+
+    while (end < count && strcmp(words[end], "--") != 0)
+        end++;
+    return end;
+}
+
 bool
 options_parse(struct cli *cli, int count, char **words)
 {
@@ -352,11 +367,23 @@ options_parse(struct cli *cli, int count, char **words)
         cli->words = (const char **)(words + 1);
         return true;
     }
-    if (!parse(cli, ":", count, words))
+    int end = cli->command->takes_command ? end_of_ours(count, words) : count;
+
+    if (!parse(cli, ":", end, words))
         return false;
     if (cli->options.help || cli->options.version)
         return true;
-    return target_parse(cli, count - optind, words + optind);
+    if (!target_parse(cli, end - optind, words + optind))
+        return false;
+    if (!cli->command->takes_command)
+        return true;
+    /* Neither getopt_long() nor anybody else has touched what stands behind the "--". */
+    if (end + 1 < count)
+        cli->words = (const char **)(words + end + 1);
+    else
+        report_usage(cli, "which command? `vmfrost %s VM [OPTION]... -- COMMAND [ARGUMENT]...`",
+                     cli->command->name);
+    return end + 1 < count;
 }
 
 void

@@ -6,12 +6,39 @@
 #include "cli/live.h"
 #include "cli/report.h"
 
+/* What signals_prepare() changes, and what it was. */
+static struct {
+    int number;
+    void (*before)(int number);
+} prepared[] = {
+    {SIGPIPE, SIG_DFL},
+    {SIGTTOU, SIG_DFL}, /* with `stty tostop`, a background job would be stopped by its messages */
+};
+
 void
 signals_prepare(void)
 {
-    signal(SIGPIPE, SIG_IGN);
-    /* With `stty tostop`, a background job would be stopped by its own messages. */
-    signal(SIGTTOU, SIG_IGN);
+    for (size_t i = 0; i < sizeof prepared / sizeof *prepared; i++)
+        prepared[i].before = signal(prepared[i].number, SIG_IGN);
+}
+
+bool
+signals_ignored(int number)
+{
+    struct sigaction action;
+
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+void
+signals_restore(void)
+{
+    for (int number = 1; number < NSIG; number++) {
+        if (!signals_ignored(number))
+            signal(number, SIG_DFL);
+    }
+    for (size_t i = 0; i < sizeof prepared / sizeof *prepared; i++)
+        signal(prepared[i].number, prepared[i].before);
 }
 
 static void
@@ -27,16 +54,21 @@ on_stop(struct ev_loop *loop, ev_signal *watcher, int revents)
 {
     struct signals *signals = watcher->data;
     bool changes = signals->cli->command->kind == COMMAND_OPERATES;
+    int first = signals->cli->reprieve ? 2 : 1; /* that stops */
 
     (void)loop;
     (void)revents;
+    signals->times++;
+    if (signals->times < first) {
+        say(signals, signals->cli->reprieve);
+        return;
+    }
+    signals->cli->stopped = true;
     for (size_t i = 0; i < signals->count; i++) {
         if (!signals->jobs[i].done)
             vmfrost_cancel(signals->jobs[i].op);
     }
-    signals->times++;
-    signals->cli->stopped = true;
-    if (signals->times == 1)
+    if (signals->times == first)
         say(signals, changes ? "stopping: thawing and tidying up" : "stopping");
     else if (changes)
         say(signals, "still unwinding, and it has to finish; if it is killed now, its guard thaws "
@@ -53,22 +85,14 @@ on_suspend(struct ev_loop *loop, ev_signal *watcher, int revents)
     say(signals, "not suspended: who sleeps cannot thaw; Ctrl-C stops it in good order");
 }
 
-static bool
-ignored(int number)
-{
-    struct sigaction action;
-
-    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
-}
-
 static const int numbers[SIGNALS_WATCHED] = {SIGINT, SIGTERM, SIGHUP, SIGTSTP};
 
 static bool
 wanted(const struct signals *signals, int number)
 {
     if (number == SIGTSTP)
-        return signals->cli->command->kind == COMMAND_OPERATES && !ignored(number);
-    return number == SIGTERM || !ignored(number);
+        return signals->cli->command->kind == COMMAND_OPERATES && !signals_ignored(number);
+    return number == SIGTERM || !signals_ignored(number);
 }
 
 void

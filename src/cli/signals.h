@@ -27,6 +27,9 @@ struct signals {
 
 /* To be called once, before anything else: pipes that close are errors, not the end. */
 void signals_prepare(void);
+/* In a new process that is to become another program: all signals as they were at the start. */
+void signals_restore(void);
+bool signals_ignored(int number);
 
 void signals_watch(struct signals *signals, struct cli *cli, struct job *jobs, size_t count);
 void signals_leave(struct signals *signals);

@@ -17,7 +17,7 @@ FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
 COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "delete",
-            "prune", "freeze", "thaw", "recover", "disk", "help", "version"]
+            "prune", "with", "freeze", "thaw", "recover", "disk", "help", "version"]
 
 _count = 0
 _failed = 0

@@ -30,12 +30,13 @@ for command in COMMANDS:
     options.update(found)
     has(MAN, f"\n*{command}*", f"the man page describes {command}")
 
-same(len(options), 29, "all options were found")
+same(len(options), 30, "all options were found")
 for option in sorted(options):
     has(MAN, f"*{option}*", f"the man page has {option}")
 for code in range(8):
     has(MAN, f"\n*{code}*\n", f"the man page has exit code {code}")
-for name in ("VMFROST_STATE_DIR", "XDG_STATE_HOME", "NO_COLOR", "TERM"):
+for name in ("VMFROST_VM", "VMFROST_SNAPSHOT", "VMFROST_CONSISTENCY", "VMFROST_RECORD",
+             "VMFROST_IMAGES", "VMFROST_STATE_DIR", "XDG_STATE_HOME", "NO_COLOR", "TERM"):
     has(MAN, f"*{name}*", f"the man page has {name}")
 
 same(Run("snapshot", "web", "--deadline", "5m", "--help").code, 0, "--help wins over the work")

@@ -28,6 +28,8 @@ OPERATING = [
     (["prune", "nobody", "--keep-last", "1", "--json"], None),
     (["prune", "nobody", "--keep-last", "1", "--yes", "--json"], None),
     (["prune", "--json"], 2),
+    (["with", "nobody", "--json", "--", "true"], 2),
+    (["with", "nobody", "--json"], 2),
     (["recover", "--json"], 2),
     (["snapshot", "--qmp", "no-such-socket", "--json"], None),
 ]
@@ -66,5 +68,5 @@ for command in ("recover", "prune"):
     same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 16, "a new command needs a line here")
+same(len(COMMANDS), 17, "a new command needs a line here")
 done()
