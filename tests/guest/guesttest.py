@@ -313,7 +313,7 @@ class Site:
             yield from (f"the node {name}" for name in self._idle_nodes())
             yield from (f"the job {job['id']}" for job in self.vm.qmp("query-jobs"))
         for entry in sorted(os.listdir(self.folder)):
-            if entry not in ("vm.json", "lock", "records", "links.json"):
+            if entry not in ("vm.json", "lock", "records", "links.json", "disks.json"):
                 yield f"{entry} in vmfrost's folder"
         yield from (f"the guard {pid}" for pid in self.guards())
 

@@ -16,6 +16,10 @@ from pathlib import Path
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import Qemu, Tap, blockdev, drive, go_on, lab, process_state, run, wait_until
 
+# A test in the background of a script is started with some of them ignored.
+for number in signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP:
+    signal.signal(number, signal.SIG_DFL)
+
 DISKS = ["web", "data"]
 WORDS = [word for disk in DISKS for word in drive(disk)]
 IMAGES = [f"{disk}.qcow2" for disk in DISKS]
