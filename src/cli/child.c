@@ -68,6 +68,29 @@ child_look(struct child *child)
     ev_run(child->loop, EVRUN_NOWAIT);
 }
 
+static void
+on_timeout(struct ev_loop *loop, ev_timer *watcher, int revents)
+{
+    (void)loop;
+    (void)watcher;
+    (void)revents;
+}
+
+bool
+child_sleep(struct child *child, double seconds)
+{
+    ev_timer timer;
+
+    ev_timer_init(&timer, on_timeout, seconds, 0);
+    child->stopped_by = 0;
+    ev_now_update(child->loop);
+    ev_timer_start(child->loop, &timer);
+    while (ev_is_active(&timer) && !child->stopped_by)
+        ev_run(child->loop, EVRUN_ONCE);
+    ev_timer_stop(child->loop, &timer);
+    return !child->stopped_by;
+}
+
 /*
  * Finding it
  */

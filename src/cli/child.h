@@ -47,6 +47,8 @@ bool child_run(struct child *child, const char **words, struct vmfrost_error *er
 
 /* Takes up signals that have come so far. */
 void child_look(struct child *child);
+/* Waits, but no longer than until a signal comes. False if one has. */
+bool child_sleep(struct child *child, double seconds);
 
 /* The exit code that a shell would give: its own, or 128 and the signal. */
 int child_exit_code(const struct child *child);

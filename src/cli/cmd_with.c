@@ -24,6 +24,9 @@
 #include "util/json.h"
 #include "util/mem.h"
 
+/* How long to wait for somebody else who works on the VM. */
+enum { WAIT_S = 600 };
+
 struct with {
     struct cli *cli;
     struct child child;
@@ -253,6 +256,73 @@ fail_merge(struct with *with, const struct job *job)
     end_and_report(with, job->outcome.code, text, next);
 }
 
+/* Who works on the VM right now, "snapshot web@x by process 5"; NULL: nobody. Owned by the caller.
+ */
+static char *
+holder_of(struct with *with)
+{
+    struct cli *cli = with->cli;
+    char *text = NULL;
+    struct job job;
+
+    job_init(&job, cli, cli->vm, false);
+    job.is_part = true;
+    job.op = vmfrost_status(cli->context, cli->vm, job_on_done, &job);
+    jobs_wait(cli, &job, 1);
+
+    struct json_object *holder = vf_json_object(job.outcome.document, "holder");
+    const char *what = vf_json_string(holder, "what");
+    int64_t pid = 0;
+
+    vf_json_int(holder, "pid", &pid);
+    if (holder)
+        text = vf_printf("%s by process %lld", what ? what : "an operation", (long long)pid);
+    job_release(&job);
+    return text;
+}
+
+/* Somebody else's snapshot at this very moment is no reason to leave ours. False if it takes too
+ * long, or a signal says so. */
+static bool
+wait_for_others(struct with *with)
+{
+    struct cli *cli = with->cli;
+    bool told = false;
+    char *holder;
+
+    for (int tries = 0; (holder = holder_of(with)); tries++) {
+        if (!told && !cli->options.quiet) {
+            live_pause(cli->live);
+            out_text(&cli->err, STYLE_WARN, "vmfrost: waiting for %s\n", holder);
+            out_flush(&cli->err);
+        }
+        told = true;
+        free(holder);
+        if (tries >= WAIT_S || !child_sleep(&with->child, 1))
+            return false;
+    }
+    return true;
+}
+
+static void
+start_merge(struct with *with, struct job *job)
+{
+    struct cli *cli = with->cli;
+
+    job_init(job, cli, cli->vm, false);
+    job->is_part = true;
+    job->op = vmfrost_delete(cli->context, cli->vm, cli->snapshot, job_on_event, job_on_done, job);
+    jobs_wait(cli, job, 1);
+}
+
+static bool
+is_busy(struct with *with)
+{
+    VF_AUTO_FREE char *holder = holder_of(with);
+
+    return holder != NULL;
+}
+
 static void
 merge(struct with *with)
 {
@@ -260,10 +330,14 @@ merge(struct with *with)
     struct job job;
 
     cli->reprieve = "merging the snapshot back; once more stops that";
-    job_init(&job, cli, cli->vm, false);
-    job.is_part = true;
-    job.op = vmfrost_delete(cli->context, cli->vm, cli->snapshot, job_on_event, job_on_done, &job);
-    jobs_wait(cli, &job, 1);
+    bool again = wait_for_others(with);
+
+    start_merge(with, &job);
+    while (job.outcome.code != VMFROST_OK && again && !cli->stopped && is_busy(with)) {
+        again = wait_for_others(with);
+        job_release(&job);
+        start_merge(with, &job);
+    }
     cli->reprieve = NULL;
     tell_part(with, "deletion", "delete", &job);
     with->merged = job.outcome.code == VMFROST_OK;

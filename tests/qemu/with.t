@@ -310,6 +310,44 @@ def not_merged(tap):
         tidy(tap, vm, "deleted", 0, 1)
 
 
+def busy(tap):
+    """Somebody else works on the VM when the command ends."""
+    with Qemu(WORDS, IMAGES) as vm:
+        write(vm, 1)
+        command = With(vm, "sh", "-c", f"touch {vm.folder}/started; while [ ! -e {vm.folder}/go ]; "
+                                       "do sleep 0.05; done", options=["@b"])
+        wait_for(vm)
+        other = vm.stop_at("overlays", "snapshot", "@other")
+        (vm.folder / "go").touch()
+        wait_until(lambda: "waiting for" in command.command.output()[1], what="the wait")
+        time.sleep(0.3)
+        tap.ok(command.command.process.poll() is None, "busy: it waits")
+        other.signal(signal.SIGINT)
+        go_on(other)
+        done = command.wait()
+        tap.is_(done.code, 0, "and merges the snapshot back when the other one is done")
+        tap.ok("snapshot" in done.err and f"process {other.pid}" in done.err, "it says for whom")
+        tap.is_(records(vm), ["other"], "whose record is there")
+        vm.delete("other")
+        tidy(tap, vm, "busy", 0, 1)
+
+        (vm.folder / "go").unlink()
+        (vm.folder / "started").unlink()
+        command = With(vm, "sh", "-c", held(vm), options=["@b"])
+        wait_for(vm)
+        other = vm.stop_at("overlays", "snapshot", "@other")
+        command.group(signal.SIGTERM)
+        wait_until(lambda: "waiting for" in command.command.output()[1], what="the wait")
+        command.command.signal(signal.SIGTERM)
+        done = command.wait()
+        tap.ok(done.code == 1 and "still there" in done.err, "a signal ends the wait")
+        other.signal(signal.SIGINT)
+        go_on(other)
+        vm.delete("other")
+        vm.delete("b")
+        tidy(tap, vm, "a signal ends the wait", 0, 1)
+
+
 def stopped(tap):
     """Signals while vmfrost itself works."""
     with Qemu(WORDS, IMAGES) as vm:
@@ -386,6 +424,6 @@ def told(tap):
 with Tap() as main:
     began = time.monotonic()
     for part in (a_backup, names_of_disks, inherited, ended, on_a_terminal, killed, not_run,
-                 not_merged, stopped, told):
+                 not_merged, busy, stopped, told):
         part(main)
         main.diag(f"{part.__name__}: {time.monotonic() - began:.1f} s")
