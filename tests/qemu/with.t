@@ -32,7 +32,8 @@ class With:
 
     def __init__(self, vm, *words, options=(), env=None, own=True):
         argv = ["setsid"] if own else []
-        environment = {**os.environ, "VMFROST_STATE_DIR": str(vm.state), **(env or {})}
+        environment = {**os.environ, "VMFROST_STATE_DIR": str(vm.state), "TMPDIR": str(vm.folder),
+                       **(env or {})}
         self.command = lab.Command([*argv, lab.vmfrost_program(), "with", "--qmp", vm.socket,
                                     *options, "--", *words], environment, vm.folder)
 
@@ -56,6 +57,7 @@ def tidy(tap, vm, what, *content):
     tap.is_([len(vm.chain(disk)) for disk in DISKS], [1, 1], f"{what}: merged back")
     tap.is_((records(vm), vm.journal(), vm.jobs()), ([], [], []), f"{what}: no record, no journal")
     tap.is_([name for name in vm.names() if "@" in name], [], f"{what}: no image")
+    tap.is_([path.name for path in vm.folder.glob("vmfrost-*.json")], [], f"{what}: no copy of it")
     if content:
         tap.is_([vm.sees(disk, len(content)) for disk in DISKS], [list(content)] * 2,
                 f"{what}: the guest's data")
@@ -204,7 +206,8 @@ def on_a_terminal(tap):
     with Qemu(WORDS, IMAGES) as vm:
         pid, terminal = pty.fork()
         if pid == 0:
-            os.environ.update(VMFROST_STATE_DIR=str(vm.state), TERM="xterm")
+            os.environ.update(VMFROST_STATE_DIR=str(vm.state), TERM="xterm",
+                              TMPDIR=str(vm.folder))
             os.execv(lab.vmfrost_program(),
                      [lab.vmfrost_program(), "with", "--qmp", str(vm.socket), "@tty", "--", "sh",
                       "-c", f"read word; echo got $word; {held(vm)}"])
@@ -242,6 +245,8 @@ def killed(tap):
         tap.ok(True, "the command ends, too")
         tap.is_(records(vm), ["b"], "the snapshot stays")
         vm.delete("b")
+        for copy in vm.folder.glob("vmfrost-*.json"):
+            copy.unlink()
         tidy(tap, vm, "deleted", 0, 1)
 
 
