@@ -32,7 +32,8 @@ vf_engine_due(const struct vf_engine *engine)
     int64_t due = engine->attempt_due_us;
 
     if (!engine->unwinding) {
-        due = earlier(due, engine->deadline_us);
+        if (!engine->committed)
+            due = earlier(due, engine->deadline_us);
         if (in_window(engine))
             due = earlier(due, engine->window_due_us);
     }
@@ -82,6 +83,7 @@ enter(struct vf_engine *engine, unsigned char number)
             engine->frozen_limit_ms ? now + 1000 * engine->frozen_limit_ms : INT64_MAX;
     engine->patience_due_us = now + patience_us(engine, step);
     engine->hopeless = false;
+    engine->committed = engine->committed || step->commits;
     engine->owed |= step->owes;
     engine->ops->trace(engine->flow, step, VF_STEP_STARTED);
     attempt(engine);
@@ -120,9 +122,9 @@ overdue(const struct vf_engine *engine, int64_t now)
 {
     if (engine->unwinding)
         return VF_CAUSE_NONE;
-    if (engine->cancelled)
+    if (engine->cancelled && !engine->committed)
         return VF_CAUSE_CANCELLED;
-    if (now >= engine->deadline_us)
+    if (now >= engine->deadline_us && !engine->committed)
         return VF_CAUSE_DEADLINE;
     if (in_window(engine) && now >= engine->window_due_us)
         return VF_CAUSE_FROZEN_LIMIT;
@@ -138,7 +140,15 @@ forward(struct vf_engine *engine, unsigned char number)
         engine->ops->trace(engine->flow, &steps[number], VF_STEP_SKIPPED);
         number = steps[number].next;
     }
-    enter(engine, number);
+    /* Whoever was told of the step before may have cancelled since. */
+    enum vf_cause late = steps[number].commits
+                             ? overdue(engine, engine->ops->now_us(engine->flow))
+                             : VF_CAUSE_NONE;
+
+    if (late != VF_CAUSE_NONE)
+        fail(engine, late);
+    else
+        enter(engine, number);
 }
 
 /* What a step's end leads to. */
@@ -223,7 +233,8 @@ loop(struct vf_engine *engine)
     engine->looping = false;
     if (engine->finished)
         engine->ops->finished(engine->flow);
-    else if (engine->cancelled && !engine->unwinding) /* from within one of our calls */
+    else if (engine->cancelled && !engine->unwinding && !engine->committed)
+        /* from within one of our calls */
         stop_waiting(engine);
 }
 
@@ -268,7 +279,7 @@ vf_engine_tick(struct vf_engine *engine)
 void
 vf_engine_cancel(struct vf_engine *engine)
 {
-    if (engine->finished || engine->unwinding || engine->cancelled)
+    if (engine->finished || engine->unwinding || engine->committed || engine->cancelled)
         return;
     engine->cancelled = true;
     if (!engine->looping && !engine->completed)

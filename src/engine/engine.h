@@ -16,7 +16,9 @@
  *  - Forward steps end at their budget, at the operation's deadline, and, while a step of the
  *    window runs, at the frozen limit. An OK that comes at or after such a moment pays its debts
  *    but is too late: the engine unwinds all the same. Only the last step is never too late:
- * nothing is left to be undone then.
+ *    nothing is left to be undone then.
+ *  - A step that `commits` is not even entered when it is too late. From its beginning on there is
+ *    no way back: neither deadline nor cancel counts any more, only the steps' own budgets.
  *  - Unwinding has budgets of its own, minds neither deadline nor cancel, and never ends in a
  *    loop: a debt that cannot be paid within its patience is given up, stays owed, and blocks the
  *    debts that name it in `unless`.
@@ -54,6 +56,7 @@ struct vf_step {
     unsigned otherwise_when; /* only if all of these conditions hold */
     unsigned when;           /* skipped to `next` unless all of these conditions hold */
     bool in_window;          /* the frozen limit counts */
+    bool commits;            /* the point of no return: the operation is finished, whatever comes */
 };
 
 /* The engine's `thaw_wait_ms`. */
@@ -122,6 +125,7 @@ struct vf_engine {
     enum vf_cause cause;
     unsigned char failed_step;
     bool unwinding;
+    bool committed; /* a step that commits has begun */
     bool finished;
 
     /* The engine's own: */

@@ -48,6 +48,10 @@ on_message(struct guard *guard, const struct message *message)
         break;
     case MESSAGE_CUTTING:
         guard->owes_names = true;
+        guard->at_once = false;
+        break;
+    case MESSAGE_TURNING:
+        guard->owes_names = guard->at_once = true;
         break;
     case MESSAGE_NAMED:
         guard->owes_names = false;
@@ -136,7 +140,7 @@ write_journal(const struct guard *guard, const char *state, const char *key, int
 static void
 pay_debts(struct guard *guard)
 {
-    bool cut = guard->owes_names && vf_guard_await_cut(guard);
+    bool cut = guard->owes_names && (guard->at_once || vf_guard_await_cut(guard));
     size_t flipped = cut ? vf_guard_flip_names(guard) : 0;
 
     if (guard->owes_thaw && guard->agent >= 0 && vf_guard_thaw(guard) == THAW_CONFIRMED)

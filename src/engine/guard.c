@@ -221,6 +221,12 @@ vf_guard_cutting(struct vf_guard *guard)
 }
 
 void
+vf_guard_turning(struct vf_guard *guard)
+{
+    tell(guard, MESSAGE_TURNING, 0);
+}
+
+void
 vf_guard_named(struct vf_guard *guard)
 {
     tell(guard, MESSAGE_NAMED, 0);

@@ -15,6 +15,9 @@
  *     so again until the agent says "thawed" or QEMU is gone. Then it adds a line to the journal.
  *  3. names again, if the cut was not to be seen before the thaw.
  *
+ * Where the VM stands still while its names are turned (a restore), they are owed whatever QEMU
+ * does: some may be turned already, and then all have to be.
+ *
  * It is also a second clock for the frozen limit: a caller that is stopped or hangs does not keep
  * the guest frozen. The thaw stays owed then, until the caller says that it is done; if the caller
  * goes on, it may find replies in the agent's stream that are not its own, and synchronises anew.
@@ -78,6 +81,8 @@ bool vf_guard_start(struct vf_guard *guard, const struct vf_guard_plan *plan,
 void vf_guard_freezing(struct vf_guard *guard, int64_t limit_ms);
 /* The transaction is about to be written: names are owed. */
 void vf_guard_cutting(struct vf_guard *guard);
+/* The first rename is about to be made: names are owed at once, whatever QEMU has open. */
+void vf_guard_turning(struct vf_guard *guard);
 /* Names are flipped, or will not be: no longer owed. */
 void vf_guard_named(struct vf_guard *guard);
 /* The caller is about to thaw: its clock starts anew with `limit_ms`, so that the two do not read

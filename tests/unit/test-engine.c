@@ -567,6 +567,68 @@ test_cancel(void)
     is_int(engine.cause, VF_CAUSE_NONE, "what is done is done");
 }
 
+/* Behind the point of no return. */
+static void
+test_commit(void)
+{
+    prepare();
+    steps[B].commits = true;
+    engine.deadline_us = now + 50 * MS;
+    vf_engine_run(&engine);
+    now += 60 * MS;
+    end(VF_OK);
+    is_str(story, "a a. x", "a step that commits is not entered after the deadline");
+    is_int(engine.cause, VF_CAUSE_DEADLINE, "the cause: the deadline");
+
+    prepare();
+    steps[B].commits = true;
+    cancel_at = "a.";
+    vf_engine_run(&engine);
+    end(VF_OK);
+    is_str(story, "a a. x", "... nor when somebody cancels who is told of the step before");
+
+    prepare();
+    steps[B].commits = true;
+    engine.deadline_us = now + 50 * MS;
+    answers[A] = VF_OK;
+    vf_engine_run(&engine);
+    is_int(armed, now + 100 * MS, "then only its budget counts");
+    vf_engine_cancel(&engine);
+    is_str(story, "a a. b", "a cancel is not heard");
+    now += 60 * MS;
+    vf_engine_tick(&engine);
+    end(VF_OK);
+    end(VF_OK);
+    is_str(story, "a a. b b. c c. end", "nor is the deadline, for all steps that follow");
+    is_int(engine.cause, VF_CAUSE_NONE, "no cause");
+
+    prepare();
+    steps[B].commits = true;
+    cancel_at = "b";
+    answers[A] = VF_OK;
+    vf_engine_run(&engine);
+    end(VF_OK);
+    is_str(story, "a a. b b. c", "a cancel from within its start");
+
+    prepare();
+    steps[B].commits = true;
+    answers[A] = VF_OK;
+    vf_engine_run(&engine);
+    fire();
+    is_str(story, "a a. b b< b? y", "a step that fails then unwinds as ever");
+
+    prepare();
+    steps[B].commits = true;
+    steps[C].patience_ms = 1000;
+    steps[C].pause_ms = 20;
+    answers[A] = answers[B] = VF_OK;
+    vf_engine_run(&engine);
+    end(VF_UNKNOWN);
+    vf_engine_cancel(&engine);
+    fire();
+    is_str(story, "a a. b b. c c? c", "and pauses are not cancelled");
+}
+
 /* Steps that end at once are settled one after the other: no matter how many they are, the stack is
  * no deeper. */
 static void
@@ -605,6 +667,7 @@ main(void)
     test_frozen_limit();
     test_patience();
     test_cancel();
+    test_commit();
     test_no_recursion();
     return done_testing();
 }

@@ -250,6 +250,9 @@ serve_as_caller(int control, void *data)
         case 'c':
             vf_guard_cutting(&guard);
             break;
+        case 'a':
+            vf_guard_turning(&guard);
+            break;
         case 'n':
             vf_guard_named(&guard);
             break;
@@ -1147,6 +1150,42 @@ test_names_by_caller(void)
     ok(is_untouched(0) && is_untouched(1), "... leaves the names to recovery");
 }
 
+/* The VM stands still: whatever QEMU has open, some names may be turned already. */
+static void
+test_names_at_once(void)
+{
+    struct lab lab;
+    struct child qemu = open_names_lab(&lab, false);
+    double since = now();
+
+    tell(&lab, 'a', 0);
+    if (rename(disks[1].next, disks[1].top) < 0)
+        abort();
+    end_child(lab.caller);
+    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+       "names that are owed at once are turned though nothing is cut");
+    ok(now() - since < 0.25 * patience, "... without waiting for that");
+    has_str(journal_of(&lab), "{\"state\":\"guard-flipped\",\"flippedNames\":2,", "... and told");
+    end_child(qemu);
+    close_lab(&lab);
+
+    qemu = open_names_lab(&lab, false);
+    tell(&lab, 'a', 0);
+    end_child(qemu);
+    end_child(lab.caller);
+    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1), "... though QEMU is gone");
+    close_lab(&lab);
+
+    qemu = open_names_lab(&lab, false);
+    tell(&lab, 'a', 0);
+    tell(&lab, 'n', 0);
+    end_child(lab.caller);
+    ok(ended(lab.guard, 1000) && is_untouched(0) && is_untouched(1),
+       "... and not when the caller has turned them back");
+    end_child(qemu);
+    close_lab(&lab);
+}
+
 /* Bases that stay open for writing: only QEMU's locks tell of their cut. */
 static void
 test_locks(void)
@@ -1257,6 +1296,7 @@ main(void)
     test_late_cut();
     test_foreign_names();
     test_names_by_caller();
+    test_names_at_once();
     test_locks();
     test_silent_agent(&silent, since);
 
