@@ -66,7 +66,8 @@ enum vmfrost_code {
     VMFROST_USAGE = 2,       /* the caller's arguments make no sense */
     VMFROST_UNREACHABLE = 3, /* QEMU or the guest agent cannot be reached; nothing is changed */
     VMFROST_DEADLINE = 4,    /* the deadline passed; everything is rolled back */
-    /* Also, with VMFROST_SNAPSHOT_UNKNOWN: a rollback could not be finished. */
+    /* Also, with VMFROST_SNAPSHOT_UNKNOWN: a rollback could not be finished. Of a restore: it could
+     * be neither finished nor undone. */
     VMFROST_UNVERIFIED = 5,    /* snapshot taken, but the thaw came late or is unverified */
     VMFROST_MAY_BE_FROZEN = 6, /* the guest may be frozen: somebody has to look */
 };
@@ -204,6 +205,35 @@ VMFROST_API struct vmfrost_op *vmfrost_status(struct vmfrost *context, const cha
 VMFROST_API struct vmfrost_op *vmfrost_delete(struct vmfrost *context, const char *vm,
                                               const char *snapshot, vmfrost_event_fn *event,
                                               vmfrost_done_fn *done, void *data);
+
+struct vmfrost_restore_options {
+    size_t size;
+    bool reset;            /* a running VM is restored in place and reset; else it is refused */
+    bool discard;          /* the present state of the disks is thrown away, else it is kept */
+    const char *keep_name; /* ... as the snapshot of this name; NULL: before-restore- and the
+                              time, as in before-restore-20260131T235959Z */
+    int64_t deadline_ms;   /* from acceptance to the point of no return; 0: the VM's setting, else
+                              5 minutes */
+};
+#define VMFROST_RESTORE_OPTIONS_INIT                                                               \
+    {                                                                                              \
+        sizeof(struct vmfrost_restore_options), false, false, NULL, 0                              \
+    }
+
+/* Puts all disks of a snapshot back to it, or none: each gets a new overlay on the snapshot's
+ * image, which stays, so that it can be restored again. Disks that the snapshot does not have are
+ * left alone. A deadline and vmfrost_cancel() count until the first of the disks' names is turned;
+ * from there on it is finished, and if QEMU does not let it, the VM is left stopped and the result
+ * is VMFROST_UNVERIFIED: whoever starts the VM anew starts the restored disks.
+ *
+ * The document: {"vm", "name", "kept" (absent if nothing was), "online" (a running VM was restored
+ * in place), "launcherMustChange", "disks": [{"name", "current", "image"}] (what the VM runs on
+ * now, and the snapshot's image; empty if nothing was changed), "warnings"}. */
+VMFROST_API struct vmfrost_op *vmfrost_restore(struct vmfrost *context, const char *vm,
+                                               const char *snapshot,
+                                               const struct vmfrost_restore_options *options,
+                                               vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                               void *data);
 
 /* Freezes by hand. The guest stays frozen when the operation is done, and the guard that was
  * left behind thaws it after `limit_ms` (0: the frozen limit), whatever happens to the caller. */

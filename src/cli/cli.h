@@ -48,6 +48,9 @@ enum cli_option {
     OPTION_FAILED,
     OPTION_YES,
     OPTION_EVENTS,
+    OPTION_RESET,
+    OPTION_DISCARD,
+    OPTION_KEEP_NAME,
     OPTION__N,
 };
 
@@ -105,6 +108,7 @@ struct cli_options {
     int64_t freeze_limit_ms, thaw_wait_ms;
     struct vmfrost_snapshot_options snapshot;
     struct vmfrost_prune_options prune;
+    struct vmfrost_restore_options restore;
     const char **exclude, **include;
     size_t exclude_count, include_count;
     enum { PERSISTENT_ASK, PERSISTENT_YES, PERSISTENT_NO } persistent;
@@ -135,8 +139,8 @@ struct cli {
 char *cli_words_for(const char *vm, const char *snapshot);
 
 extern const struct command command_discover, command_add, command_remove, command_status,
-    command_check, command_snapshot, command_list, command_show, command_delete, command_prune,
-    command_with, command_freeze, command_thaw, command_recover, command_disk, command_help,
-    command_version, command_complete;
+    command_check, command_snapshot, command_list, command_show, command_restore, command_delete,
+    command_prune, command_with, command_freeze, command_thaw, command_recover, command_disk,
+    command_help, command_version, command_complete;
 
 #endif

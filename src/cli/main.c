@@ -20,25 +20,10 @@
 #include "util/mem.h"
 
 const struct command *const commands[] = {
-    &command_discover,
-    &command_add,
-    &command_remove,
-    &command_status,
-    &command_check,
-    &command_snapshot,
-    &command_list,
-    &command_show,
-    &command_delete,
-    &command_prune,
-    &command_with,
-    &command_freeze,
-    &command_thaw,
-    &command_recover,
-    &command_disk,
-    &command_help,
-    &command_version,
-    &command_complete,
-    NULL,
+    &command_discover, &command_add,  &command_remove,  &command_status,   &command_check,
+    &command_snapshot, &command_list, &command_show,    &command_restore,  &command_delete,
+    &command_prune,    &command_with, &command_freeze,  &command_thaw,     &command_recover,
+    &command_disk,     &command_help, &command_version, &command_complete, NULL,
 };
 
 const struct command *
@@ -162,6 +147,7 @@ main(int count, char **words)
     struct cli cli = {
         .options.snapshot = VMFROST_SNAPSHOT_OPTIONS_INIT,
         .options.prune = VMFROST_PRUNE_OPTIONS_INIT,
+        .options.restore = VMFROST_RESTORE_OPTIONS_INIT,
     };
 
     occupy_standard_files();

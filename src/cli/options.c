@@ -44,6 +44,9 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_FAILED] = {"failed", 0, NULL},
     [OPTION_YES] = {"yes", 0, NULL},
     [OPTION_EVENTS] = {"events", 0, "FILE"},
+    [OPTION_RESET] = {"reset", 0, NULL},
+    [OPTION_DISCARD] = {"discard", 0, NULL},
+    [OPTION_KEEP_NAME] = {"keep-name", 0, "NAME"},
 };
 
 const struct option_use global_options[] = {
@@ -291,6 +294,15 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return true;
     case OPTION_EVENTS:
         options->events = value;
+        return true;
+    case OPTION_RESET:
+        options->restore.reset = true;
+        return true;
+    case OPTION_DISCARD:
+        options->restore.discard = true;
+        return true;
+    case OPTION_KEEP_NAME:
+        options->restore.keep_name = value;
         return true;
     case OPTION__N:
         break;

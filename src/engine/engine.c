@@ -141,9 +141,8 @@ forward(struct vf_engine *engine, unsigned char number)
         number = steps[number].next;
     }
     /* Whoever was told of the step before may have cancelled since. */
-    enum vf_cause late = steps[number].commits
-                             ? overdue(engine, engine->ops->now_us(engine->flow))
-                             : VF_CAUSE_NONE;
+    enum vf_cause late =
+        steps[number].commits ? overdue(engine, engine->ops->now_us(engine->flow)) : VF_CAUSE_NONE;
 
     if (late != VF_CAUSE_NONE)
         fail(engine, late);

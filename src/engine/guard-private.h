@@ -73,7 +73,7 @@ struct guard {
     pid_t qemu_pid;
     bool caller_gone, holding;
     bool owes_thaw, owes_names;
-    bool at_once; /* the names do not wait for a cut */
+    bool at_once;    /* the names do not wait for a cut */
     bool called_off; /* what the caller said since ends a thaw on the clock's behalf */
     int64_t due, limit_ms;
     struct talk talk;

@@ -232,6 +232,7 @@ void
 vf_end(struct vf_flow *flow, enum vf_outcome outcome)
 {
     flow->job = (free(flow->job), NULL);
+    flow->event = NULL;
     vf_engine_complete(&flow->engine, outcome);
 }
 
@@ -281,6 +282,66 @@ vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
 }
 
 static void
+end_batch(struct vf_flow *flow)
+{
+    struct vf_batch batch = flow->batch;
+    struct vf_reply reply = {batch.outcome, NULL, batch.words ? batch.words : ""};
+
+    flow->batch = (struct vf_batch){.failed = batch.failed};
+    free(batch.about);
+    batch.fn(flow, &reply);
+    free(batch.words);
+}
+
+static void
+on_batch_reply(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vf_batch *batch = &flow->batch;
+
+    if (reply->outcome != VF_OK && batch->outcome == VF_OK) {
+        batch->failed = batch->about[batch->answered];
+        batch->outcome = reply->outcome;
+        batch->words = vf_strdup(reply->words);
+    }
+    batch->answered++;
+    if (batch->fn && batch->answered == batch->asked)
+        end_batch(flow);
+}
+
+void
+vf_batch_ask(struct vf_flow *flow, const char *about, const char *command,
+             struct json_object *arguments)
+{
+    VF_GROW(flow->batch.about, flow->batch.asked);
+    flow->batch.about[flow->batch.asked++] = about;
+    vf_ask(flow, command, arguments, on_batch_reply);
+}
+
+void
+vf_batch_end(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    flow->batch.fn = fn;
+    if (flow->batch.answered == flow->batch.asked)
+        end_batch(flow);
+}
+
+void
+vf_await_event(struct vf_flow *flow, const char *name, vf_flow_fn *fn)
+{
+    flow->event = name;
+    flow->on_event_came = fn;
+}
+
+static void
+end_await(struct vf_flow *flow, enum vf_outcome outcome, const char *words)
+{
+    struct vf_reply reply = {outcome, NULL, words};
+
+    flow->event = NULL;
+    flow->on_event_came(flow, &reply);
+}
+
+static void
 on_agent_reply(void *data, const struct vf_reply *reply)
 {
     struct vf_flow *flow = data;
@@ -320,6 +381,10 @@ forget_all(struct vf_flow *flow)
         vf_qmp_forget(flow->qmp, pending->handle);
         free(pending);
     }
+    free(flow->batch.about);
+    free(flow->batch.words);
+    flow->batch = (struct vf_batch){0};
+    flow->event = NULL;
     /* Also a connection that is just being made. */
     if (!vf_qmp_ready(flow->qmp))
         vf_qmp_close(flow->qmp);
@@ -427,8 +492,11 @@ on_event(void *owner, const char *name, struct json_object *data)
     }
     if (strcmp(name, "DEVICE_DELETED") == 0)
         vf_plug_deleted(flow, vf_json_string(data, "path"));
-    if (strcmp(name, "JOB_STATUS_CHANGE") == 0 && id && flow->job && strcmp(id, flow->job) == 0)
+    if (strcmp(name, "JOB_STATUS_CHANGE") == 0 && id && flow->job &&
+        (flow->job_all ? vf_starts_with(id, flow->job) : strcmp(id, flow->job) == 0))
         vf_job_event(flow, vf_json_string(data, "status"));
+    if (flow->event && strcmp(name, flow->event) == 0)
+        end_await(flow, VF_OK, "");
 }
 
 static void
@@ -437,6 +505,8 @@ on_qmp_lost(void *owner, const char *why)
     struct vf_flow *flow = owner;
 
     vf_job_lost(flow, why);
+    if (flow->event)
+        end_await(flow, VF_UNKNOWN, why);
 }
 
 /* Beginning. */
@@ -538,6 +608,10 @@ dispose(struct vf_flow *flow)
     for (size_t i = 0; i < flow->include_count; i++)
         free(flow->include[i]);
     free(flow->include);
+    free(flow->restore.keep);
+    json_object_put(flow->restore.snapshot);
+    json_object_put(flow->restore.old_nodes);
+    json_object_put(flow->restore.jobs);
     free(flow->vm_name);
     free(flow->snapshot_name);
     free(flow->queued);
@@ -582,6 +656,31 @@ cause_text(const struct vf_flow *flow, char text[static 160])
 
 #define UNFINISHED (VF_OWE_RESOLVE | VF_OWE_CUT | VF_OWE_FILES)
 
+/* What is worse than that nothing was done. */
+static void
+conclude_restore(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    if (!vf_failed(error) || (!flow->restore.turned && !(flow->engine.owed & VF_OWE_HALT)))
+        return;
+    error->code = VMFROST_UNVERIFIED;
+    error->next[0] = '\0';
+    if (!flow->restore.turned) {
+        vf_prefix(error, "the VM is stopped");
+        vf_hint(error, "`vmfrost recover %s` lets it go on, when QEMU can be reached",
+                flow->vm.name);
+    } else if (flow->engine.owed & (VF_OWE_TURN | VF_OWE_RESET | VF_OWE_HALT)) {
+        vf_prefix(error, "the names lead to the restored disks, but the VM is stopped and does not "
+                         "run on them yet");
+        vf_hint(error,
+                "end QEMU and start the VM anew: it begins with the restored disks; or let "
+                "`vmfrost recover %s` finish it, when QEMU can be reached",
+                flow->vm.name);
+    } else {
+        vf_prefix(error, "restored, but what is kept of the state before has no record yet");
+        vf_hint(error, "`vmfrost recover %s` finishes that", flow->vm.name);
+    }
+}
+
 void
 vf_conclude(struct vf_flow *flow)
 {
@@ -619,6 +718,7 @@ vf_conclude(struct vf_flow *flow)
         vf_hint(error, "`vmfrost recover %s` finishes that, when QEMU can be reached",
                 flow->vm.name);
     }
+    conclude_restore(flow, error);
     if (vf_failed(error))
         vf_prefix(error, "%s %s%s%s", flow->engine.table->operation,
                   flow->vm.name ? flow->vm.name : flow->vm_name, flow->snapshot_name ? "@" : "",

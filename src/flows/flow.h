@@ -35,6 +35,10 @@ enum {
     VF_OWE_CUT = 1 << 2,     /* the VM runs on the overlays */
     VF_OWE_RESOLVE = 1 << 3, /* whether it does is not known */
     VF_OWE_THAW = 1 << 4,
+    VF_OWE_HALT = 1 << 5,   /* restore: the VM was stopped by us */
+    VF_OWE_MIRROR = 1 << 6, /* restore: jobs that lead to the restored disks */
+    VF_OWE_TURN = 1 << 7,   /* restore: names lead to the restored disks, QEMU perhaps not */
+    VF_OWE_RESET = 1 << 8,  /* restore: the guest must not go on on other disks */
 };
 
 /* Conditions. */
@@ -48,6 +52,7 @@ enum {
     VF_IF_MERGE = 1 << 6,       /* recovery, delete: merge the overlays back */
     VF_IF_FILES = 1 << 7,       /* recovery: remove what was prepared */
     VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone */
+    VF_IF_ONLINE = 1 << 9,      /* the VM's QEMU is there */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -74,6 +79,33 @@ struct vf_evidence {
     int64_t freeze_sent, frozen, cut_sent, cut, thaw_sent, thawed;
     int64_t frozen_count, thawed_count; /* file systems; -1: not told */
     char *disturbed; /* what happened in the window that voids consistency; NULL: nothing */
+};
+
+/* Of a restore. */
+struct vf_restore {
+    char *keep;     /* the snapshot that the present state becomes; NULL: not named yet, or none */
+    bool discard;   /* it is thrown away */
+    bool reset;     /* a running VM may be reset */
+    bool running;   /* it was, before we stopped it */
+    bool turned;    /* the point of no return is behind us */
+    bool restored;  /* all is done but tidying up */
+    bool finishing; /* the jobs are to be ended, not only to be made ready */
+    bool looked;    /* the graph was asked for in this step */
+    bool failed;    /* a job of this step ended in an error */
+    bool asked, came;              /* the reset was confirmed; its event */
+    struct json_object *snapshot;  /* the record of what is restored */
+    struct json_object *old_nodes; /* names, from each disk's root downwards */
+    struct json_object *jobs;      /* as asked last */
+};
+
+/* Requests that were sent together. */
+struct vf_batch {
+    const char **about; /* for each request, what it is about: borrowed */
+    size_t asked, answered;
+    const char *failed; /* what the first one was about that is not OK; stays when all is over */
+    enum vf_outcome outcome;
+    char *words;
+    vf_flow_fn *fn;
 };
 
 struct vf_pending;
@@ -152,6 +184,11 @@ struct vf_flow {
     bool implicit;    /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
     bool stopped; /* we stopped the VM, and have to let it go on */
+    bool job_all; /* `job` is how the ids of all jobs begin that are waited for */
+    struct vf_restore restore;
+    struct vf_batch batch;
+    const char *event; /* the name of the event that is waited for; NULL: none */
+    vf_flow_fn *on_event_came;
 
     /* flow.c's own: */
     ev_timer timer;      /* the one timer of the operation */
@@ -203,6 +240,15 @@ bool vf_expect(struct vf_flow *flow, const struct vf_reply *reply, const char *f
 /* Asks QEMU; `arguments` is owned by the call. The callback cannot come after the step's end. */
 void vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
             vf_flow_fn *fn);
+/* Asks several things of QEMU at once: first each of them, then who is called when all are
+ * answered: with the first reply that is not OK, if there is one; flow->batch.failed is then what
+ * it is `about`. */
+void vf_batch_ask(struct vf_flow *flow, const char *about, const char *command,
+                  struct json_object *arguments);
+void vf_batch_end(struct vf_flow *flow, vf_flow_fn *fn);
+/* Calls `fn` when QEMU tells of this event (its name is not copied), or the connection is lost.
+ * Has to be called before whatever causes it. */
+void vf_await_event(struct vf_flow *flow, const char *name, vf_flow_fn *fn);
 /* Asks the agent. */
 void vf_ask_agent(struct vf_flow *flow, const char *command, struct json_object *arguments,
                   vf_flow_fn *fn);

@@ -52,15 +52,23 @@ vf_history_was(const struct vf_flow *flow, const char *operation)
     return its && strcmp(its, operation) == 0;
 }
 
-bool
-vf_history_guard_lives(const struct vf_flow *flow)
+struct vf_process
+vf_history_guard(const struct vf_flow *flow)
 {
     struct json_object *line = vf_history_last(flow, "freezing");
     int64_t pid = 0, started = 0;
 
-    return line && vf_json_int(line, "guard", &pid) &&
-           vf_json_int(line, "guardStarted", &started) &&
-           vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+    if (!line) /* of a restore, which freezes nothing */
+        line = vf_history_last(flow, "halting");
+    if (!vf_json_int(line, "guard", &pid) || !vf_json_int(line, "guardStarted", &started))
+        return (struct vf_process){0, 0};
+    return (struct vf_process){(pid_t)pid, (uint64_t)started};
+}
+
+bool
+vf_history_guard_lives(const struct vf_flow *flow)
+{
+    return vf_process_alive(vf_history_guard(flow));
 }
 
 bool

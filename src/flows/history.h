@@ -14,6 +14,8 @@ size_t vf_history_index(const struct vf_flow *flow, const char *state);
 bool vf_history_was(const struct vf_flow *flow, const char *operation);
 /* Takes over who, what and which images the first lines name; false: they cannot be understood. */
 bool vf_history_adopt(struct vf_flow *flow);
+/* {0, 0}: none. */
+struct vf_process vf_history_guard(const struct vf_flow *flow);
 bool vf_history_guard_lives(const struct vf_flow *flow);
 
 /* A stop of ours that nobody has undone. */

@@ -37,6 +37,7 @@ vf_job_watch(struct vf_flow *flow, const char *id)
 {
     free(flow->job);
     flow->job = vf_strdup(id);
+    flow->job_all = false;
     flow->on_job = NULL;
 }
 
@@ -92,10 +93,24 @@ vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn)
 }
 
 void
+vf_jobs_await(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn)
+{
+    vf_job_watch(flow, prefix);
+    flow->job_all = true;
+    flow->on_job = fn;
+}
+
+void
 vf_job_event(struct vf_flow *flow, const char *state)
 {
     unsigned bit = vf_job_state_bit(state);
+    struct vf_reply news = {VF_OK, NULL, ""};
 
+    if (flow->job_all) {
+        if (flow->on_job && bit)
+            arrived(flow, &news);
+        return;
+    }
     /* The event has no error text: ask for all there is to know. */
     if (flow->on_job && (bit & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE)))
         vf_ask(flow, "query-jobs", NULL, on_jobs);

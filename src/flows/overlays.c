@@ -94,10 +94,9 @@ cache_of(struct json_object *node)
 
 /* Opened by hand, the overlay inherits nothing: each of its two nodes gets the modes of the base's.
  * Whether the base discards cannot be asked for. */
-static void
-preopen(struct vf_flow *flow)
+struct json_object *
+vf_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut)
 {
-    const struct vf_cut *cut = current(flow);
     struct json_object *base = find_node(flow, cut->node);
     const char *zeroes = vf_json_string(base, "detect_zeroes");
     struct json_object *node = vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node,
@@ -109,9 +108,18 @@ preopen(struct vf_flow *flow)
     vf_json_add(file, "cache", cache_of(find_file_node(flow, cut)));
     vf_json_add_string(node, "discard", "unmap");
     vf_json_add_string(file, "discard", "unmap");
-    vf_json_add(node, "backing", NULL);
+    /* What a cut puts the overlay on is open already. What a restore builds on, the header tells.
+     */
+    if (!cut->below)
+        vf_json_add(node, "backing", NULL);
     vf_json_add(node, "file", file);
-    vf_ask(flow, "blockdev-add", node, on_preopened);
+    return node;
+}
+
+static void
+preopen(struct vf_flow *flow)
+{
+    vf_ask(flow, "blockdev-add", vf_overlay_options(flow, current(flow)), on_preopened);
 }
 
 static bool
@@ -122,9 +130,9 @@ header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
 
     if (!vf_qcow2_read(cut->names.overlay, &image, &error))
         return vf_note_error(flow, &error);
-    bool right = image.size == cut->size && image.backing && image.backing_format &&
+    bool right = image.size == vf_cut_overlay_size(cut) && image.backing && image.backing_format &&
                  strcmp(image.backing, cut->names.backing) == 0 &&
-                 strcmp(image.backing_format, cut->format) == 0 && !image.has_data;
+                 strcmp(image.backing_format, vf_cut_backing_format(cut)) == 0 && !image.has_data;
 
     vf_qcow2_release(&image);
     if (!right)
@@ -204,10 +212,10 @@ on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
     VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
-                        "backing-fmt", cut->format, NULL);
+                        "backing-fmt", vf_cut_backing_format(cut), NULL);
     struct json_object *arguments = json_object_new_object();
 
-    vf_json_add_int(options, "size", cut->size);
+    vf_json_add_int(options, "size", vf_cut_overlay_size(cut));
     vf_json_add(arguments, "options", options);
     vf_job_run(flow, "blockdev-create", arguments, on_image_created);
 }
@@ -263,13 +271,15 @@ loses_modes(const struct vf_flow *flow, const struct vf_cut *cut)
     return zeroes && strcmp(zeroes, "off") != 0;
 }
 
-/* Creates all overlays with all their names. Owes VF_OWE_FILES. */
+/* Creates all overlays with all their names. Those of a restore are opened, too, so that an image
+ * of a snapshot that cannot be opened is found out while the guest still runs. Owes VF_OWE_FILES.
+ */
 void
 vf_step_overlays(struct vf_flow *flow)
 {
     flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
     for (size_t i = 0; i < flow->cut_count; i++)
-        flow->preopened |= loses_modes(flow, &flow->cuts[i]);
+        flow->preopened |= flow->cuts[i].below || loses_modes(flow, &flow->cuts[i]);
     flow->at = 0;
     create_file(flow);
 }

@@ -80,6 +80,7 @@ first_line(const struct vf_flow *flow)
     if (flow->engine.deadline_us != INT64_MAX)
         vf_json_add_int(line, "deadline",
                         (flow->engine.deadline_us + flow->wall_offset_us) / 1000000);
+    vf_json_add_string(line, "keep", flow->restore.keep);
     vf_json_add(line, "cuts", vf_cuts_json(flow));
     return line;
 }
@@ -354,14 +355,15 @@ vf_record_write(struct vf_flow *flow, const char *phase, bool ready)
     return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
 }
 
-static void
-make_record(struct vf_flow *flow)
+void
+vf_record_make(struct vf_flow *flow, const char *name)
 {
     char deadline[32];
 
-    flow->record =
-        vf_json_strings("name", flow->snapshot_name, "vm", flow->vm.name, "id", flow->id, NULL);
+    flow->record = vf_json_strings("name", name, "vm", flow->vm.name, "id", flow->id, NULL);
     add_time(flow, flow->record, "startTime", flow->accepted_us);
+    if (flow->engine.deadline_us == INT64_MAX)
+        return;
     snprintf(deadline, sizeof deadline, "%.6gs",
              (double)(flow->engine.deadline_us - flow->accepted_us) / 1e6);
     vf_json_add_string(flow->record, "failureDeadline", deadline);
@@ -376,7 +378,7 @@ vf_step_accept(struct vf_flow *flow)
         flow->quiesce_failed = true;
         vf_absolve(flow);
     }
-    make_record(flow);
+    vf_record_make(flow, flow->snapshot_name);
     vf_end(flow, vf_journal_open(flow) && vf_record_write(flow, "InProgress", false) ? VF_OK
                                                                                      : VF_REFUSED);
 }

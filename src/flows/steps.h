@@ -63,6 +63,8 @@ void vf_step_overlays(struct vf_flow *flow);
 void vf_step_rehearse(struct vf_flow *flow);
 /* The node of an overlay's file, there only while the image is created; owned by the caller. */
 char *vf_overlay_file_node(const struct vf_cut *cut);
+/* How an overlay is opened by hand: arguments of blockdev-add; owned by the caller. */
+struct json_object *vf_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut);
 /* The transaction of the cut, as arguments; owned by the caller. */
 struct json_object *vf_cut_transaction(const struct vf_flow *flow);
 /* vf_expect() for its reply: names the disk that QEMU's words are about, if they tell. */
@@ -80,6 +82,29 @@ void vf_step_thaw(struct vf_flow *flow);
 void vf_step_thaw_again(struct vf_flow *flow);
 /* Renames every second link that is still there over its disk's name. */
 bool vf_flip_all(struct vf_flow *flow);
+
+/* Forks the guard of this flow's names; `agent_fd` -1: no freeze. */
+bool vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error);
+
+/* restore.c: the disks go back to a snapshot. */
+void vf_restore_prepare(struct vf_flow *flow);
+void vf_restore_describe(struct vf_flow *flow);
+/* Every name leads to the restored disk, durably; false: not all do. */
+bool vf_restore_turn(struct vf_flow *flow);
+void vf_step_restored(struct vf_flow *flow);
+
+/* pivot.c: the same for a VM that runs. */
+void vf_step_restore_guard(struct vf_flow *flow);
+void vf_step_halt(struct vf_flow *flow);
+void vf_step_mirror(struct vf_flow *flow);
+void vf_step_undo_mirror(struct vf_flow *flow);
+void vf_step_pivot(struct vf_flow *flow);
+void vf_step_reset(struct vf_flow *flow);
+void vf_step_go_on(struct vf_flow *flow);
+void vf_step_drop_old_nodes(struct vf_flow *flow);
+/* Names of all nodes that the disks of the flow stand on now, each before what it stands on. Owned
+ * by the caller. */
+struct json_object *vf_nodes_below(const struct vf_flow *flow);
 
 /* verify.c: is it what it should be? */
 void vf_step_verify(struct vf_flow *flow);
@@ -109,6 +134,9 @@ enum {
 };
 void vf_job_watch(struct vf_flow *flow, const char *id);
 void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
+/* Calls `fn` when one of the jobs whose ids begin so comes to a state that somebody may wait for.
+ * Whoever has asked for the jobs and found nothing to do can call it without missing anything. */
+void vf_jobs_await(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn);
 /* The bit of a state's name; 0 for states that nobody waits for. */
 unsigned vf_job_state_bit(const char *name);
 void vf_job_event(struct vf_flow *flow, const char *state);
@@ -127,6 +155,8 @@ struct json_object *vf_cuts_json(const struct vf_flow *flow);
 bool vf_cuts_parse(struct vf_flow *flow, struct json_object *array);
 /* Puts the error together from all that is known; once. */
 void vf_conclude(struct vf_flow *flow);
+/* A new record in flow->record, with what is known from the beginning. */
+void vf_record_make(struct vf_flow *flow, const char *name);
 bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
 /* The operation goes on in spite of its error, which becomes a warning. */
 void vf_absolve(struct vf_flow *flow);

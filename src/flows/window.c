@@ -37,8 +37,8 @@ on_alive(struct vf_flow *flow, const struct vf_reply *reply)
         vf_end(flow, journal_guard(flow) ? VF_OK : VF_REFUSED);
 }
 
-static bool
-fork_guard(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
+bool
+vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
 {
     struct vf_guard_name *names = vf_alloc((flow->cut_count + 1) * sizeof *names);
     struct vf_guard_plan plan = {
@@ -82,7 +82,7 @@ vf_step_guard(struct vf_flow *flow)
 {
     bool freezes = flow->engine.conditions & VF_IF_AGENT;
 
-    if (!fork_guard(flow, freezes ? vf_qga_fd(flow->qga) : -1, &flow->error))
+    if (!vf_guard_fork(flow, freezes ? vf_qga_fd(flow->qga) : -1, &flow->error))
         vf_end(flow, VF_REFUSED);
     else if (freezes)
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
@@ -164,6 +164,8 @@ vf_flip_all(struct vf_flow *flow)
             vf_prefix(&error, "disk %s", cut->name);
             return vf_note_error(flow, &error);
         }
+        if (i == 0)
+            vf_test_point(flow, "flip.first");
     }
     return true;
 }
@@ -255,7 +257,7 @@ replace_guard(struct vf_flow *flow)
 
     if (flow->guard.fd >= 0 || flow->evidence.freeze_sent || flow->journal.fd < 0)
         return;
-    if (!fork_guard(flow, vf_qga_fd(flow->qga), &error)) {
+    if (!vf_guard_fork(flow, vf_qga_fd(flow->qga), &error)) {
         vf_warn(flow, "%s", error.text);
         return;
     }

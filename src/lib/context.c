@@ -172,6 +172,17 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
         flow->engine.conditions |= VF_IF_PREFER;
 }
 
+static bool
+check_name(struct vf_flow *flow, const char *name)
+{
+    if (vf_valid_name(name))
+        return true;
+    vf_fail(&flow->error, VMFROST_USAGE, "\"%s\" is no name for a snapshot", name);
+    return vf_hint(&flow->error,
+                   "use up to 64 letters, digits, dots, dashes, underscores and plus signs, "
+                   "beginning with a letter or a digit");
+}
+
 static void
 take_name(struct vf_flow *flow, const char *name)
 {
@@ -179,12 +190,8 @@ take_name(struct vf_flow *flow, const char *name)
     time_t now = time(NULL);
     struct tm parts;
 
-    if (name && !vf_valid_name(name)) {
-        vf_fail(&flow->error, VMFROST_USAGE, "\"%s\" is no name for a snapshot", name);
-        vf_hint(&flow->error, "use up to 64 letters, digits, dots, dashes, underscores and plus "
-                              "signs, beginning with a letter or a digit");
+    if (name && !check_name(flow, name))
         return;
-    }
     if (!name) {
         gmtime_r(&now, &parts);
         strftime(stamp, sizeof stamp, "%Y%m%dT%H%M%SZ", &parts);
@@ -241,6 +248,45 @@ vmfrost_delete(struct vmfrost *context, const char *vm, const char *snapshot,
     flow->changes = true;
     take_name(flow, snapshot);
     flow->prepare = vf_delete_prepare;
+    return go(flow);
+}
+
+static void
+take_restore_options(struct vf_flow *flow, const struct vmfrost_restore_options *options)
+{
+    struct vmfrost_restore_options taken = VMFROST_RESTORE_OPTIONS_INIT;
+    int64_t deadline_ms;
+
+    if (options)
+        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    check_duration(flow, "a deadline", taken.deadline_ms);
+    deadline_ms = taken.deadline_ms      ? taken.deadline_ms
+                  : flow->vm.deadline_ms ? flow->vm.deadline_ms
+                                         : DEADLINE_MS;
+    flow->engine.deadline_us = flow->accepted_us + 1000 * deadline_ms;
+    flow->restore.reset = taken.reset;
+    flow->restore.discard = taken.discard;
+    if (!taken.keep_name)
+        return;
+    if (taken.discard)
+        vf_fail(&flow->error, VMFROST_USAGE,
+                "what is thrown away has no name: it makes no sense to give one");
+    check_name(flow, taken.keep_name);
+    flow->restore.keep = vf_strdup(taken.keep_name);
+}
+
+struct vmfrost_op *
+vmfrost_restore(struct vmfrost *context, const char *vm, const char *snapshot,
+                const struct vmfrost_restore_options *options, vmfrost_event_fn *event,
+                vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_restore_table, vm, event, done, data);
+
+    flow->changes = true;
+    take_name(flow, snapshot);
+    take_restore_options(flow, options);
+    flow->prepare = vf_restore_prepare;
+    flow->document = vf_restore_describe;
     return go(flow);
 }
 

@@ -47,6 +47,8 @@ vf_cut_release(struct vf_cut *cut)
     free(cut->format);
     free(cut->base_file);
     free(cut->why);
+    free(cut->below);
+    free(cut->below_format);
     vf_names_release(&cut->names);
     memset(cut, 0, sizeof *cut);
 }
@@ -71,6 +73,12 @@ vf_cut_json(const struct vf_cut *cut)
     vf_json_add_bool(document, "writeback", cut->writeback);
     vf_json_add_bool(document, "direct", cut->direct);
     vf_json_add_bool(document, "noFlush", cut->no_flush);
+    if (cut->below) {
+        vf_json_add_string(document, "below", cut->below);
+        vf_json_add_string(document, "belowFormat", cut->below_format);
+        vf_json_add_int(document, "belowInode", (int64_t)cut->below_inode.number);
+        vf_json_add_int(document, "belowSize", cut->below_size);
+    }
     return document;
 }
 
@@ -98,6 +106,14 @@ take_inode(struct json_object *document, const char *key, const char *path, stru
     return true;
 }
 
+static bool
+take_below(struct json_object *document, struct vf_cut *cut)
+{
+    return !cut->below ||
+           (cut->below_format && vf_json_int(document, "belowSize", &cut->below_size) &&
+            take_inode(document, "belowInode", cut->below, &cut->below_inode));
+}
+
 bool
 vf_cut_parse(struct vf_cut *cut, struct json_object *document)
 {
@@ -122,13 +138,16 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
         .writeback = vf_json_bool(document, "writeback", true),
         .direct = vf_json_bool(document, "direct", false),
         .no_flush = vf_json_bool(document, "noFlush", false),
+        .below = take(document, "below"),
+        .below_format = take(document, "belowFormat"),
     };
     bool whole = cut->name && cut->node && cut->overlay_node && cut->format && cut->base_file &&
                  naming && cut->names.sealed && cut->names.overlay && cut->names.backing &&
                  (cut->naming == VF_NAMING_NEW_FILE || (cut->names.top && cut->names.next)) &&
                  vf_json_int(document, "size", &cut->size) &&
                  take_inode(document, "baseInode", cut->names.sealed, &cut->base) &&
-                 take_inode(document, "overlayInode", cut->names.overlay, &cut->overlay);
+                 take_inode(document, "overlayInode", cut->names.overlay, &cut->overlay) &&
+                 take_below(document, cut);
 
     if (whole)
         vf_json_int(document, "sealedTime", &cut->sealed_ns);

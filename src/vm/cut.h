@@ -33,6 +33,12 @@ struct vf_cut {
                            stays open for writing when the base does not */
     bool writeback, direct, no_flush;
 
+    /* Of a restore the overlay does not build on the base, which is only put aside, but on an image
+     * of a snapshot: else NULL and 0. */
+    char *below, *below_format;
+    struct vf_inode below_inode; /* 0, 0: no file */
+    int64_t below_size;          /* virtual, in bytes; the overlay's, too */
+
     /* Found out again each time, and not kept: */
     bool absent; /* the disk is not plugged in now */
     bool merged; /* all of the overlay is in the base, and the disk runs on that: proved */
@@ -51,6 +57,19 @@ bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
  * name now: for whoever has just sealed it, or put another state into it on purpose. Leaves them as
  * they were if there is no regular file, or it cannot be read. */
 void vf_cut_refresh(struct vf_cut *cut);
+
+/* What stands in the overlay's header. */
+static inline const char *
+vf_cut_backing_format(const struct vf_cut *cut)
+{
+    return cut->below ? cut->below_format : cut->format;
+}
+
+static inline int64_t
+vf_cut_overlay_size(const struct vf_cut *cut)
+{
+    return cut->below ? cut->below_size : cut->size;
+}
 
 /* The overlay holds something of the guest's, or cannot be read: then it must not be thrown away.
  */

@@ -214,8 +214,10 @@ vf_graph_backend_writes(struct json_object *graph, const char *backend)
     return false;
 }
 
-bool
-vf_graph_has_export(struct json_object *graph, const char *node)
+/* A block backend of which that is true uses `node`: named after its drive or its device, or
+ * nameless. */
+static bool
+has_backend(struct json_object *graph, const char *node, bool named)
 {
     int64_t id, parent_id, child_id;
 
@@ -226,8 +228,20 @@ vf_graph_has_export(struct json_object *graph, const char *node)
             continue;
         struct json_object *parent = vertex(graph, parent_id);
 
-        if (is(parent, "type", backend_type) && is(parent, "name", ""))
+        if (is(parent, "type", backend_type) && !is(parent, "name", "") == named)
             return true;
     }
     return false;
+}
+
+bool
+vf_graph_has_device(struct json_object *graph, const char *node)
+{
+    return has_backend(graph, node, true);
+}
+
+bool
+vf_graph_has_export(struct json_object *graph, const char *node)
+{
+    return has_backend(graph, node, false);
 }

@@ -17,6 +17,8 @@ bool vf_graph_has(struct json_object *graph, const char *node);
 const char *vf_graph_child(struct json_object *graph, const char *node, const char *child);
 /* `node` is used by something else than the monitor: a device, a job, another node. */
 bool vf_graph_in_use(struct json_object *graph, const char *node);
+/* A drive or a device uses `node` itself, without any filter between. */
+bool vf_graph_has_device(struct json_object *graph, const char *node);
 /* A block job works on `node`. */
 bool vf_graph_has_job(struct json_object *graph, const char *node);
 

@@ -330,8 +330,8 @@ is_qemu(const char *program)
            vf_starts_with(name, "qemu-kvm ");
 }
 
-static struct json_object *
-describe(pid_t pid)
+struct json_object *
+vf_process_describe_qemu(pid_t pid)
 {
     VF_AUTO_FREE char *program = read_link(pid, "exe");
     size_t length;
@@ -369,7 +369,7 @@ vf_process_find_qemus(void)
 
         if (!isdigit((unsigned char)entry->d_name[0]) || *end || pid <= 0 || pid > INT_MAX)
             continue;
-        struct json_object *qemu = describe((pid_t)pid);
+        struct json_object *qemu = vf_process_describe_qemu((pid_t)pid);
 
         if (qemu)
             json_object_array_add(qemus, qemu);

@@ -28,6 +28,9 @@ bool vf_process_alive(struct vf_process process);
  * caller. */
 struct json_object *vf_process_find_qemus(void);
 
+/* The same object for one process; NULL if it is no such one, or cannot be looked at. */
+struct json_object *vf_process_describe_qemu(pid_t pid);
+
 /* The same object without "pid" and "user", from a command line as /proc/PID/cmdline has it (each
  * argument ends with a NUL) and QEMU's folder; relative paths are left out if that is NULL. What
  * QEMU would not accept says nothing here, and is no error. Pure. Owned by the caller. */
