@@ -53,6 +53,7 @@ enum {
     VF_IF_FILES = 1 << 7,       /* recovery: remove what was prepared */
     VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone */
     VF_IF_ONLINE = 1 << 9,      /* the VM's QEMU is there */
+    VF_IF_HALT = 1 << 10,       /* recovery: the VM runs, and should not */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -93,6 +94,7 @@ struct vf_restore {
     bool looked;    /* the graph was asked for in this step */
     bool failed;    /* a job of this step ended in an error */
     bool asked, came;              /* the reset was confirmed; its event */
+    bool anew;                     /* recovery: the guest runs on the restored disks already */
     struct json_object *snapshot;  /* the record of what is restored */
     struct json_object *old_nodes; /* names, from each disk's root downwards */
     struct json_object *jobs;      /* as asked last */

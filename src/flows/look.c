@@ -184,6 +184,14 @@ ask_hotplugged(struct vf_flow *flow)
     }
 }
 
+void
+vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    flow->at = QUESTION_COUNT - 1;
+    flow->on_looked = fn;
+    ask_next(flow);
+}
+
 /* The agent's channel: every virtserialport is asked for its name, the right one for its chardev.
  */
 

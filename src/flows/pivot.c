@@ -73,6 +73,7 @@ journal_halt(struct vf_flow *flow)
 
     vf_json_add_int(more, "guard", flow->guard.pid);
     vf_json_add_int(more, "guardStarted", (int64_t)flow->guard.started);
+    vf_json_add_bool(more, "online", is_online(flow));
     vf_json_add_bool(more, "running", flow->restore.running);
     vf_json_add(more, "nodes", json_object_get(flow->restore.old_nodes));
     vf_end(flow, vf_journal_state(flow, "halting", more) ? VF_OK : VF_REFUSED);
@@ -121,7 +122,7 @@ vf_step_restore_guard(struct vf_flow *flow)
     if (!vf_guard_fork(flow, -1, &flow->error))
         vf_end(flow, VF_REFUSED);
     else if (is_online(flow))
-        vf_look_again(flow, on_looked_at_opened);
+        vf_look_at_graph(flow, on_looked_at_opened);
     else
         journal_halt(flow);
 }
@@ -192,6 +193,12 @@ runs_on(const struct vf_flow *flow, const struct vf_cut *cut, const char *node)
     return false;
 }
 
+bool
+vf_restore_runs_on(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return runs_on(flow, cut, cut->overlay_node);
+}
+
 enum need {
     NEED_NOTHING, /* it is where it should be */
     NEED_WAIT,
@@ -231,7 +238,7 @@ need_of(struct vf_flow *flow, size_t index)
 
     if (job)
         return need_of_job(flow, cut, job);
-    if (runs_on(flow, cut, cut->overlay_node))
+    if (vf_restore_runs_on(flow, cut))
         return NEED_NOTHING;
     return vf_graph_has(flow->facts.graph, cut->overlay_node) ? NEED_JOB : NEED_NODE;
 }
@@ -345,7 +352,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     }
     flow->restore.looked = true;
-    vf_look_again(flow, act);
+    vf_look_at_graph(flow, act);
 }
 
 static void
@@ -369,7 +376,7 @@ is_right(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct vf_opened overlay;
 
-    if (!runs_on(flow, cut, cut->overlay_node))
+    if (!vf_restore_runs_on(flow, cut))
         return vf_note(flow, VMFROST_FAILED, "disk %s: the VM does not run on %s", cut->name,
                        cut->names.overlay);
     if (!is_opened(flow, cut))
@@ -406,7 +413,7 @@ verify(struct vf_flow *flow)
     if (flow->restore.looked)
         on_looked_at_end(flow);
     else
-        vf_look_again(flow, on_looked_at_end);
+        vf_look_at_graph(flow, on_looked_at_end);
 }
 
 /* Whatever is done of it already. Pays VF_OWE_TURN and VF_OWE_MIRROR. */
@@ -532,7 +539,7 @@ reset(struct vf_flow *flow)
 void
 vf_step_reset(struct vf_flow *flow)
 {
-    if (has_ended(flow))
+    if (flow->restore.anew || has_ended(flow))
         vf_end(flow, VF_OK);
     else
         vf_with_qemu(flow, reset);

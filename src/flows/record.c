@@ -309,8 +309,8 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     if (strcmp(phase, "InProgress") != 0)
         add_time(flow, record, "completionTime", vf_now_us());
     fill_conditions(flow, phase, ready, records);
-    /* A recovery has no plan: what was written at the beginning stays. */
-    if (flow->plan.run_state) {
+    /* A recovery has no plan: what was written at the beginning stays, if anything was. */
+    if (flow->plan.run_state || !vf_json_object(record, "snapshotVolumes")) {
         fill_indications(flow);
         vf_json_add(record, "snapshotVolumes", volumes(flow, records));
     }

@@ -579,6 +579,8 @@ choose_table(struct vf_flow *flow)
     struct vmfrost_error ignored = {.code = VMFROST_OK};
 
     flow->journal_lines = vf_journal_read(&flow->vm, &ignored);
+    if (vf_history_was(flow, "restore"))
+        flow->engine.table = &vf_restore_recover_table;
 }
 
 struct vf_flow *

@@ -152,24 +152,30 @@ find_disk(struct vf_flow *flow, const struct choice *choice, size_t target, size
     return false;
 }
 
+static void
+append(char ***list, size_t *count, const char *text)
+{
+    VF_GROW(*list, *count);
+    (*list)[(*count)++] = vf_strdup(text);
+}
+
 /* The disks of the VM that the snapshot does not have are left alone, and whatever goes on with
- * them. */
+ * them. One of the snapshot's may have been plugged in since QEMU's start. */
 static bool
 plan_without_others(struct vf_flow *flow, const struct choice *choice)
 {
     for (size_t i = 0; i < choice->count; i++) {
         const struct vf_disk *disk = &flow->plan.disks[i];
-        bool wanted = false;
+        bool chosen = false, shared = false;
 
         for (size_t k = 0; k < choice->target_count; k++) {
-            const char *node = flow->plan.disks[choice->disks[k]].node;
-
-            wanted |= choice->disks[k] == i || same_path(node, disk->node);
+            chosen |= choice->disks[k] == i;
+            shared |= same_path(flow->plan.disks[choice->disks[k]].node, disk->node);
         }
-        if (wanted)
-            continue;
-        VF_GROW(flow->exclude, flow->exclude_count);
-        flow->exclude[flow->exclude_count++] = vf_strdup(disk->name);
+        if (chosen && disk->reason == VF_OUT_HOTPLUGGED)
+            append(&flow->include, &flow->include_count, disk->name);
+        else if (!chosen && !shared)
+            append(&flow->exclude, &flow->exclude_count, disk->name);
     }
     return vf_plan_facts(flow, &flow->error);
 }
@@ -517,6 +523,8 @@ throw_away(struct vf_flow *flow, const struct vf_cut *cut)
 static bool
 write_record(struct vf_flow *flow)
 {
+    if (vf_json_bool(flow->record, "readyToUse", false)) /* recovery: all but the journal */
+        return true;
     if (!flow->record)
         vf_record_make(flow, flow->restore.keep);
     vf_json_add_string(flow->record, "restoredTo", flow->snapshot_name);

@@ -22,6 +22,8 @@ const char *vf_node_file(const struct vf_flow *flow, const char *node);
 /* Asks for the disks, the nodes and the graph anew; `fn` is not called if that fails (the step then
  * ended). */
 void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
+/* The same for the graph alone. */
+void vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
 /* plan.c: which disks, and under which names. */
 void vf_step_plan(struct vf_flow *flow);
@@ -102,6 +104,8 @@ void vf_step_pivot(struct vf_flow *flow);
 void vf_step_reset(struct vf_flow *flow);
 void vf_step_go_on(struct vf_flow *flow);
 void vf_step_drop_old_nodes(struct vf_flow *flow);
+/* The disk runs on its new overlay, by the graph that was asked for last. */
+bool vf_restore_runs_on(const struct vf_flow *flow, const struct vf_cut *cut);
 /* Names of all nodes that the disks of the flow stand on now, each before what it stands on. Owned
  * by the caller. */
 struct json_object *vf_nodes_below(const struct vf_flow *flow);
