@@ -80,7 +80,8 @@ put_exit_codes(struct out *out)
                  "  2  wrong usage\n"
                  "  3  QEMU or the guest agent cannot be reached; nothing is changed\n"
                  "  4  the deadline passed; everything is rolled back\n"
-                 "  5  snapshot taken, but the thaw came late or is unverified\n"
+                 "  5  snapshot taken, but the thaw came late or is unverified;\n"
+                 "     a restore could be neither finished nor undone\n"
                  "  6  THE GUEST MAY BE FROZEN: somebody has to look\n"
                  "  7  snapshot taken (snapshot --keep-last), but pruning after it failed\n");
 }
@@ -144,9 +145,10 @@ static const char *
 synonym(const char *name)
 {
     static const char *const words[][2] = {
-        {"create", "snapshot"}, {"take", "snapshot"},  {"ls", "list"},       {"rm", "delete"},
-        {"info", "show"},       {"unfreeze", "thaw"},  {"scan", "discover"}, {"forget", "remove"},
-        {"inspect", "show"},    {"repair", "recover"}, {"expire", "prune"},
+        {"create", "snapshot"},  {"take", "snapshot"},  {"ls", "list"},       {"rm", "delete"},
+        {"info", "show"},        {"unfreeze", "thaw"},  {"scan", "discover"}, {"forget", "remove"},
+        {"inspect", "show"},     {"repair", "recover"}, {"expire", "prune"},  {"revert", "restore"},
+        {"rollback", "restore"},
     };
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {

@@ -16,8 +16,8 @@ VMFROST = os.path.abspath(os.environ.get("VMFROST", os.path.join(ROOT, "build/re
 FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
-COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "delete",
-            "prune", "with", "freeze", "thaw", "recover", "disk", "help", "version"]
+COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "restore",
+            "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "help", "version"]
 
 _count = 0
 _failed = 0

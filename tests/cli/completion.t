@@ -17,7 +17,7 @@ def words(*line):
 
 same(words(""), sorted(COMMANDS), "commands")
 same(words("s"), ["show", "snapshot", "status"], "commands that begin so")
-same(words("--json", "re"), ["recover", "remove"], "commands behind an option")
+same(words("--json", "re"), ["recover", "remove", "restore"], "commands behind an option")
 same(words("help", "th"), ["thaw"], "commands of help")
 same(words("snapshot", "--fr"), ["--frozen-limit"], "an option")
 same(words("snapshot", "web", "--q"), ["--qmp", "--quiesce", "--quiet"], "options of both kinds")

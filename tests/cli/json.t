@@ -22,6 +22,7 @@ OPERATING = [
     (["snapshot", "nobody", "--bogus", "--json"], 2),
     (["check", "nobody", "--json"], None),
     (["delete", "nobody@never", "--json"], None),
+    (["restore", "nobody@never", "--json"], None),
     (["freeze", "nobody", "--json"], None),
     (["thaw", "nobody", "--json"], None),
     (["recover", "nobody", "--json"], None),
@@ -68,5 +69,5 @@ for command in ("recover", "prune"):
     same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 17, "a new command needs a line here")
+same(len(COMMANDS), 18, "a new command needs a line here")
 done()
