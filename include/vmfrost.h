@@ -291,6 +291,25 @@ VMFROST_API enum vmfrost_code vmfrost_remove(struct vmfrost *context, const char
 VMFROST_API enum vmfrost_code vmfrost_set_persistent(struct vmfrost *context, const char *vm,
                                                      const char *disk, bool persistent,
                                                      struct vmfrost_error *error_r);
+
+/*
+ * Storage classes say what is to become of disks by where they lie: docs/settings.md. A disk is of
+ * the first class that fits.
+ */
+
+/* A JSON array of all classes, in their order: {"name", "match": {"path", "protocol", "format"},
+ * "snapshot", "overlayFolder", "overlayOptions": {"clusterSize", "extendedL2", "preallocation"},
+ * "minFree"}, each member but the name only where it is set. */
+VMFROST_API enum vmfrost_code vmfrost_storage(struct vmfrost *context, char **json_r,
+                                              struct vmfrost_error *error_r);
+/* Makes a class, as the last one, or changes it. `class_json` is an object with the members that
+ * change; null or "" takes one back. */
+VMFROST_API enum vmfrost_code vmfrost_storage_set(struct vmfrost *context, const char *name,
+                                                  const char *class_json,
+                                                  struct vmfrost_error *error_r);
+VMFROST_API enum vmfrost_code vmfrost_storage_remove(struct vmfrost *context, const char *name,
+                                                     struct vmfrost_error *error_r);
+
 /* A JSON array of all VMs: {"name":, "settings": {...}, "snapshots": N, "interrupted": bool}. */
 VMFROST_API enum vmfrost_code vmfrost_vms(struct vmfrost *context, char **json_r,
                                           struct vmfrost_error *error_r);

@@ -71,6 +71,7 @@ enum target {
     TARGET_VM_SNAPSHOT, /* VM[@NAME] */
     TARGET_SNAPSHOT,    /* VM@NAME */
     TARGET_VM_DISK,     /* VM [DISK] */
+    TARGET_ACTION,      /* [ACTION [WORD]...] */
     TARGET_WORDS,       /* anything, not looked at */
 };
 
@@ -88,8 +89,9 @@ struct command {
     enum command_kind kind;
     enum target target;
     const struct option_use *options;
-    bool stateless;     /* run() needs no context, or makes its own */
-    bool takes_command; /* of the user's, behind "--" */
+    bool stateless;      /* run() needs no context, or makes its own */
+    bool takes_command;  /* of the user's, behind "--" */
+    const char *actions; /* of TARGET_ACTION: "set|remove" */
     enum vmfrost_code (*run)(struct cli *cli);
 };
 
@@ -120,7 +122,8 @@ struct cli {
     char *vm;           /* name or path; NULL: none was given */
     char *snapshot;     /* name; NULL: none was given */
     const char *disk;   /* NULL: none was given */
-    const char **words; /* of TARGET_COMMAND, TARGET_WORDS and a command; NULL-terminated */
+    const char **words; /* of TARGET_COMMAND, TARGET_ACTION, TARGET_WORDS and a command;
+                           NULL-terminated */
     struct out out, err;
     struct out *log;           /* the file of --log; NULL: none */
     struct live *live;         /* whose line may stand on the terminal; NULL: nobody's */
@@ -141,6 +144,6 @@ char *cli_words_for(const char *vm, const char *snapshot);
 extern const struct command command_discover, command_add, command_remove, command_status,
     command_check, command_snapshot, command_list, command_show, command_restore, command_delete,
     command_prune, command_with, command_freeze, command_thaw, command_recover, command_disk,
-    command_help, command_version, command_complete;
+    command_storage, command_help, command_version, command_complete;
 
 #endif

@@ -48,6 +48,19 @@ offer_commands(struct cli *cli, const char *start)
     }
 }
 
+/* The words of "one|other"; NULL has none. */
+static void
+offer_choices(struct cli *cli, const char *words, const char *before, const char *start)
+{
+    VF_AUTO_FREE char *choices = vf_strdup(words ? words : "");
+    char *rest = choices, *choice;
+
+    while (words && (choice = strsep(&rest, "|"))) {
+        if (vf_starts_with(choice, start))
+            out_text(&cli->out, STYLE_PLAIN, "%s%s\n", before, choice);
+    }
+}
+
 /* The value of an option, of which `start` is there already; `before` is "--option=" where they are
  * one word. */
 static void
@@ -64,13 +77,7 @@ offer_values(struct cli *cli, enum cli_option option, const char *before, const 
         values = "deadline=|frozen-limit=|quiesce=|method=|emergency-thaw=|os=|agent=|"
                  "overlay-folder=|disks=|persistent-disks=|warn-depth=|warn-age=|keep-last=|"
                  "keep-hourly=|keep-daily=|keep-weekly=|max-age=";
-    VF_AUTO_FREE char *choices = vf_strdup(values ? values : "");
-    char *rest = choices, *choice;
-
-    while (values && (choice = strsep(&rest, "|"))) {
-        if (vf_starts_with(choice, start))
-            out_text(&cli->out, STYLE_PLAIN, "%s%s\n", before, choice);
-    }
+    offer_choices(cli, values, before, start);
 }
 
 static bool
@@ -133,6 +140,9 @@ offer_target(struct cli *cli, const struct command *command, const char *start, 
         return;
     case TARGET_COMMAND:
         offer_commands(cli, start);
+        return;
+    case TARGET_ACTION:
+        offer_choices(cli, command->actions, "", start);
         return;
     case TARGET_NEW_NAME: /* one that is known may be changed */
     case TARGET_NAME:

@@ -159,6 +159,10 @@ target_parse(struct cli *cli, int count, char **words)
         report_usage(cli, "`vmfrost %s` takes no '%s'", cli->command->name, word);
         return false;
     }
+    if (target == TARGET_ACTION) {
+        cli->words = (const char **)words;
+        return true;
+    }
     if (target == TARGET_VM_DISK && count > 0 && (cli->options.qmp || count > 1)) {
         cli->disk = words[count - 1];
         word = --count > 0 ? words[0] : NULL;
@@ -172,6 +176,7 @@ target_parse(struct cli *cli, int count, char **words)
     case TARGET_NONE:
         return true;
     case TARGET_COMMAND:
+    case TARGET_ACTION:
     case TARGET_WORDS:
         cli->words = (const char **)words;
         return true;

@@ -44,7 +44,8 @@ describe(struct vf_flow *flow, const struct vf_disk *disk)
     if (disk->format)
         vf_json_add_int(document, "size", disk->size);
     /* Of a disk that cannot be cut at all, nobody needs to know where it lies. */
-    bool could_be_cut = disk->reason == VF_INCLUDED || disk->reason == VF_OUT_HOTPLUGGED;
+    bool could_be_cut = disk->reason == VF_INCLUDED || disk->reason == VF_OUT_HOTPLUGGED ||
+                        disk->reason == VF_OUT_STORAGE_CLASS;
     bool placed = could_be_cut && vf_disk_place(flow, disk, &place, &error);
 
     if (placed) {
@@ -96,6 +97,11 @@ vf_disks_note(struct vf_flow *flow)
 
     if (!may_write(flow))
         return;
+    VF_AUTO_JSON struct json_object *left_out = vf_classes_left_out(flow, &ignored);
+
+    if (!left_out)
+        return;
+    input.left_out = left_out;
     if (vf_plan_make(&input, &plan, &ignored)) {
         VF_AUTO_JSON struct json_object *document = json_object_new_object();
         struct json_object *disks = json_object_new_array();

@@ -587,6 +587,7 @@ dispose(struct vf_flow *flow)
     vf_journal_close(&flow->journal);
     vf_facts_release(flow);
     vf_plan_release(&flow->plan);
+    vf_classes_release(&flow->classes);
     for (size_t i = 0; i < flow->cut_count; i++)
         vf_cut_release(&flow->cuts[i]);
     free(flow->cuts);

@@ -17,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/guard.h"
+#include "store/classes.h"
 #include "store/journal.h"
 #include "store/store.h"
 #include "util/log.h"
@@ -143,6 +144,8 @@ struct vf_flow {
     struct vf_process qemu;
     char *qemu_version;
     struct vf_facts facts;
+    struct vf_classes classes; /* of storage */
+    bool classes_known;
     struct vf_plan plan;
     struct vf_agent agent;
     struct vf_cut *cuts;

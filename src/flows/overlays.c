@@ -216,6 +216,7 @@ on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
     struct json_object *arguments = json_object_new_object();
 
     vf_json_add_int(options, "size", vf_cut_overlay_size(cut));
+    vf_class_overlay_options(flow, cut, options);
     vf_json_add(arguments, "options", options);
     vf_job_run(flow, "blockdev-create", arguments, on_image_created);
 }

@@ -44,8 +44,11 @@ vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error)
     input.exclude_count = flow->exclude_count;
     input.include = (const char *const *)flow->include;
     input.include_count = flow->include_count;
+    VF_AUTO_JSON struct json_object *left_out = vf_classes_left_out(flow, error);
+
+    input.left_out = left_out;
     vf_plan_release(&flow->plan);
-    return vf_plan_make(&input, &flow->plan, error);
+    return vf_plan_make(&input, &flow->plan, error) && left_out;
 }
 
 bool
@@ -59,8 +62,26 @@ vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place 
                 "it is encrypted, and an overlay on it would hold the guest's data in the clear");
         return vf_hint(error, "leave it out with --exclude %s", disk->name);
     }
-    return vf_place_find(flow->qemu.pid, known ? known : disk->file, disk->format,
-                         flow->vm.overlay_folder, place, error);
+    const char *file = known ? known : disk->file;
+    struct vmfrost_error why = {.code = VMFROST_OK};
+    bool placed =
+        vf_place_find(flow->qemu.pid, file, disk->format, flow->vm.overlay_folder, place, &why);
+    const struct vf_class *class = vf_disk_class(flow, disk, place);
+
+    /* A class tells by where a disk lies, which is known only now. It says more of this disk than
+     * the VM's setting does, which is for all of them. */
+    if (class && class->overlay_folder && place->path &&
+        (!placed || place->naming == VF_NAMING_NEW_FILE)) {
+        vf_place_release(place);
+        why = (struct vmfrost_error){.code = VMFROST_OK};
+        placed =
+            vf_place_find(flow->qemu.pid, file, disk->format, class->overlay_folder, place, &why);
+    }
+    if (!placed) {
+        vf_fail(error, why.code, "%s", why.text);
+        vf_hint(error, "%s", why.next);
+    }
+    return placed;
 }
 
 /* Two new files can want one name: disk.raw and disk.img lie in one folder. */
@@ -101,7 +122,10 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
     VF_GROW(flow->cuts, flow->cut_count);
     struct vf_cut *cut = &flow->cuts[flow->cut_count];
 
+    const struct vf_class *class = vf_disk_class(flow, disk, &place);
+
     vf_cut_make(cut, disk, &place, flow->snapshot_name, flow->id, flow->cut_count);
+    cut->storage_class = class ? vf_strdup(class->name) : NULL;
     flow->cut_count++;
     vf_place_release(&place);
     struct vf_names made = cut->names;
@@ -142,5 +166,5 @@ vf_step_plan(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_end(flow, VF_OK);
+    vf_end(flow, vf_room_suffices(flow, &flow->error) ? VF_OK : VF_REFUSED);
 }

@@ -204,7 +204,7 @@ volumes(const struct vf_flow *flow, struct json_object *records)
         struct json_object *volume =
             vf_json_strings("name", cut->name, "image", cut->names.sealed, "current",
                             cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay,
-                            "format", cut->format, "naming",
+                            "format", cut->format, "storageClass", cut->storage_class, "naming",
                             cut->naming == VF_NAMING_FLIP ? "flip" : "new-file", "message",
                             cut->why, NULL);
 

@@ -4,7 +4,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "flows/steps.h"
@@ -27,7 +26,11 @@ add_place(struct vf_flow *flow, struct json_object *document, const struct vf_di
     vf_json_add_int(document, "depth", disk->depth);
     if (disk->reason != VF_INCLUDED)
         return;
-    if (vf_disk_place(flow, disk, &place, &error)) {
+    bool placed = vf_disk_place(flow, disk, &place, &error);
+    const struct vf_class *class = vf_disk_class(flow, disk, &place);
+
+    vf_json_add_string(document, "storageClass", class ? class->name : NULL);
+    if (placed) {
         vf_json_add_string(document, "naming",
                            place.naming == VF_NAMING_FLIP ? "flip" : "new-file");
         vf_json_add_string(document, "image", place.path);
@@ -260,15 +263,9 @@ check_folders(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
         VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
-        struct statvfs room;
 
         if (cut->naming == VF_NAMING_FLIP && access(folder, W_OK) < 0) {
             vf_refuse(flow, VMFROST_FAILED, "disk %s: the folder %s is not writable", cut->name,
-                      folder);
-            return;
-        }
-        if (statvfs(folder, &room) == 0 && room.f_bavail * room.f_frsize < 1 << 20) {
-            vf_refuse(flow, VMFROST_FAILED, "disk %s: the file system of %s is full", cut->name,
                       folder);
             return;
         }

@@ -37,6 +37,19 @@ bool vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error);
 bool vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
                    struct vmfrost_error *error);
 
+/* classes.c: storage classes, and whether their disks have room. */
+/* Which disks of flow->facts their classes leave out, for vf_plan_input; owned by the caller; NULL
+ * with the reason if the classes cannot be read. */
+struct json_object *vf_classes_left_out(struct vf_flow *flow, struct vmfrost_error *error);
+/* The class of a disk that lies at `place`, which may be known in part; NULL: none. */
+const struct vf_class *vf_disk_class(const struct vf_flow *flow, const struct vf_disk *disk,
+                                     const struct vf_place *place);
+/* Adds what the class of the cut says of overlays to the arguments of blockdev-create. */
+void vf_class_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut,
+                              struct json_object *options);
+/* There is as much room for the overlays as the classes want; false with the refusal. */
+bool vf_room_suffices(const struct vf_flow *flow, struct vmfrost_error *error);
+
 /* disks.c: what is remembered of the disks, for when the VM is not running. */
 /* What the graph shows, if a snapshot could be taken. A failure is a warning. */
 void vf_disks_note(struct vf_flow *flow);

@@ -400,6 +400,38 @@ vmfrost_set_persistent(struct vmfrost *context, const char *vm, const char *disk
 }
 
 enum vmfrost_code
+vmfrost_storage(struct vmfrost *context, char **json_r, struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *classes = vf_classes_json(context->store, &error);
+
+    if (classes)
+        *json_r = text_of(classes);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_storage_set(struct vmfrost *context, const char *name, const char *class_json,
+                    struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *changes = vf_json_parse(class_json, strlen(class_json), 8);
+
+    vf_class_set(context->store, name, changes, &error);
+    json_object_put(changes);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
+vmfrost_storage_remove(struct vmfrost *context, const char *name, struct vmfrost_error *error_r)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    vf_class_remove(context->store, name, &error);
+    return answer(&error, error_r);
+}
+
+enum vmfrost_code
 vmfrost_vms(struct vmfrost *context, char **json_r, struct vmfrost_error *error_r)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};

@@ -239,9 +239,9 @@ vf_folder_discard(const char *folder)
     rmdir(folder);
 }
 
-bool
-vf_document_load(const char *path, size_t most, struct json_object **document_r,
-                 struct vmfrost_error *error)
+static bool
+load(const char *path, size_t most, enum json_type type, struct json_object **document_r,
+     struct vmfrost_error *error)
 {
     size_t length = 0;
     VF_AUTO_FREE char *text = vf_read_file(path, most, &length);
@@ -256,12 +256,27 @@ vf_document_load(const char *path, size_t most, struct json_object **document_r,
                                          : strerror(errno));
     VF_AUTO_JSON struct json_object *document = vf_json_parse(text, length, DOCUMENT_DEPTH);
 
-    if (!json_object_is_type(document, json_type_object)) {
-        vf_fail(error, VMFROST_FAILED, "%s is damaged: it is no JSON object", path);
+    if (!json_object_is_type(document, type)) {
+        vf_fail(error, VMFROST_FAILED, "%s is damaged: it is no JSON %s", path,
+                json_type_to_name(type));
         return vf_hint(error, "Look at it, and repair it or move it away.");
     }
     *document_r = VF_STEAL(document);
     return true;
+}
+
+bool
+vf_document_load(const char *path, size_t most, struct json_object **document_r,
+                 struct vmfrost_error *error)
+{
+    return load(path, most, json_type_object, document_r, error);
+}
+
+bool
+vf_document_load_array(const char *path, size_t most, struct json_object **document_r,
+                       struct vmfrost_error *error)
+{
+    return load(path, most, json_type_array, document_r, error);
 }
 
 bool

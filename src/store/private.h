@@ -48,6 +48,9 @@ void vf_folder_sweep(const char *folder);
 /* True with NULL: there is none. */
 bool vf_document_load(const char *path, size_t most, struct json_object **document_r,
                       struct vmfrost_error *error);
+/* The same of a document that is a list. */
+bool vf_document_load_array(const char *path, size_t most, struct json_object **document_r,
+                            struct vmfrost_error *error);
 /* Refuses what vf_document_load() would not read again. */
 bool vf_document_save(const char *path, struct json_object *document, size_t most,
                       struct vmfrost_error *error);

@@ -2,6 +2,7 @@
  *
  * Everything that vmfrost keeps on its own disk: one folder for each VM.
  *
+ *     STATE/storage.json             storage classes: classes.h
  *     STATE/vms/NAME/vm.json         settings
  *     STATE/vms/NAME/lock            who changes this VM right now
  *     STATE/vms/NAME/journal         what an unfinished operation has begun

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "util/text.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -96,6 +97,28 @@ vf_parse_duration_ms(const char *text, int64_t *ms_r)
         text = end + length;
     }
     *ms_r = total;
+    return true;
+}
+
+bool
+vf_parse_size(const char *text, int64_t *bytes_r)
+{
+    static const char units[] = "KMGTPEkmgtpe";
+    char *end;
+
+    if (*text < '0' || *text > '9')
+        return false;
+    errno = 0;
+    unsigned long long number = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    int bits = unit ? 10 * (int)((unit - units) % 6 + 1) : 0;
+
+    end += unit != NULL;
+    if (unit && strcmp(end, "iB") == 0)
+        end += 2;
+    if (errno || *end || number > (unsigned long long)INT64_MAX >> bits)
+        return false;
+    *bytes_r = (int64_t)(number << bits);
     return true;
 }
 

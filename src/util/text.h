@@ -27,6 +27,10 @@ bool vf_parse_count(const char *text, int64_t *count_r);
  * milliseconds since 1970. */
 bool vf_parse_time_ms(const char *text, int64_t *ms_r);
 
+/* "64k", "512MiB", "10G", "65536" (bytes) to bytes, in units of 1024; false if it is none of these
+ * or more than 8 EiB. */
+bool vf_parse_size(const char *text, int64_t *bytes_r);
+
 /* A name of a VM or a snapshot: 1 to 64 of A-Z a-z 0-9 . _ + -, and neither a dot
  * nor a dash first. Names become file names, so that nothing else is let in. */
 bool vf_valid_name(const char *name);

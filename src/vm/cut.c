@@ -46,6 +46,7 @@ vf_cut_release(struct vf_cut *cut)
     free(cut->filter);
     free(cut->format);
     free(cut->base_file);
+    free(cut->storage_class);
     free(cut->why);
     free(cut->below);
     free(cut->below_format);

@@ -23,6 +23,7 @@ struct vf_cut {
     char *format;            /* of the base, as it stands in the overlay's header */
     char *base_file;         /* the base's file name as QEMU knows it */
     int64_t size;            /* virtual, in bytes */
+    char *storage_class;     /* NULL: none; only while the snapshot is taken */
     enum vf_naming naming;
     char *why; /* NEW_FILE: why; else NULL */
     struct vf_names names;

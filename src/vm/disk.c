@@ -270,6 +270,19 @@ find_file(const struct vf_plan_input *input, const struct vf_disk *disk)
     return copy(own);
 }
 
+/* The last driver on the way down. */
+static char *
+find_protocol(const struct vf_plan_input *input, const struct vf_disk *disk)
+{
+    const char *node = disk->node, *protocol = NULL;
+
+    for (size_t left = longest(input); node && left > 0; left--) {
+        protocol = driver_of(input, node);
+        node = below(input, node);
+    }
+    return copy(protocol);
+}
+
 static int
 find_depth(const struct vf_plan_input *input, const struct vf_disk *disk)
 {
@@ -314,6 +327,7 @@ vf_disk_describe(const struct vf_plan_input *input, struct json_object *block,
     disk->file_node = copy(vf_graph_child(input->graph, disk->node, "file"));
     disk->file_named = disk->file_node && disk->file_node[0] != '#';
     disk->file = find_file(input, disk);
+    disk->protocol = find_protocol(input, disk);
     disk->depth = find_depth(input, disk);
     /* Whether writes are cached for the guest is the device's affair: only query-block knows. */
     disk->writeback = vf_json_bool(vf_json_object(inserted, "cache"), "writeback", true);

@@ -53,8 +53,9 @@ struct vf_place {
 /* Finds the image that QEMU process `pid` (0: not known, e.g. TCP; then always NEW_FILE) has
  * open as `file` in `format`. `overlay_folder` (may be NULL) is where overlays of what has no
  * folder of its own go, and of all NEW_FILE disks if it is given. False with the reason if
- * no overlay can be placed: the disk then cannot be snapshotted. Checks that hard links work in
- * the folder by looking at the file system's type or trying in it with a temporary hidden name. */
+ * no overlay can be placed: the disk then cannot be snapshotted, and `place` has its path, if that
+ * is known, and is to be released all the same. Checks that hard links work in the folder by
+ * looking at the file system's type or trying in it with a temporary hidden name. */
 bool vf_place_find(pid_t pid, const char *file, const char *format, const char *overlay_folder,
                    struct vf_place *place, struct vmfrost_error *error);
 void vf_place_release(struct vf_place *place);

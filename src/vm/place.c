@@ -596,9 +596,11 @@ vf_place_find(pid_t pid, const char *file, const char *format, const char *overl
     if (place_find(pid, file, format, overlay_folder, place, error))
         return true;
     bool has_parted = place->parted;
+    char *path = VF_STEAL(place->path);
 
     vf_place_release(place);
     place->parted = has_parted;
+    place->path = path;
     return false;
 }
 

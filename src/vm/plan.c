@@ -50,6 +50,8 @@ vf_reason_name(enum vf_reason reason)
         return "Duplicate";
     case VF_OUT_HOTPLUGGED:
         return "Hotplugged";
+    case VF_OUT_STORAGE_CLASS:
+        return "StorageClass";
     case VF_OUT_REQUESTED:
         return "Requested";
     case VF_OUT_NAME:
@@ -93,27 +95,36 @@ list_names(const struct vf_plan *plan)
     return VF_STEAL(list);
 }
 
-/* The request is the better reason than a filter: what hides a disk below one is mostly a job, and
- * jobs on excluded disks do not matter. */
+/* What a user says is the better reason than a filter: what hides a disk below one is mostly a job,
+ * and jobs on disks that are left out do not matter. */
 static void
-leave_out_by_request(struct vf_disk *disk, char *why)
+leave_out_as_said(struct vf_disk *disk, enum vf_reason reason, char *why)
 {
     if (disk->reason == VF_OUT_FILTER || disk->reason == VF_OUT_COPY_ON_READ) {
         disk->reason = VF_INCLUDED;
         free(VF_STEAL(disk->why));
     }
-    vf_disk_leave_out(disk, VF_OUT_REQUESTED, why);
+    vf_disk_leave_out(disk, reason, why);
+}
+
+static void
+judge_class(const struct vf_plan_input *input, struct vf_disk *disk)
+{
+    const char *why = vf_json_string(input->left_out, disk->name);
+
+    if (why)
+        leave_out_as_said(disk, VF_OUT_STORAGE_CLASS, vf_strdup(why));
 }
 
 /* An exclusion means the image: other devices on it are left out with it. */
 static void
 exclude(struct vf_plan *plan, struct vf_disk *excluded)
 {
-    leave_out_by_request(excluded, vf_strdup("it is excluded by request"));
+    leave_out_as_said(excluded, VF_OUT_REQUESTED, vf_strdup("it is excluded by request"));
     for (size_t i = 0; i < plan->count; i++)
         if (vf_same(plan->disks[i].node, excluded->node))
-            leave_out_by_request(&plan->disks[i], vf_printf("it is excluded by request, as disk %s",
-                                                            excluded->name));
+            leave_out_as_said(&plan->disks[i], VF_OUT_REQUESTED,
+                              vf_printf("it is excluded by request, as disk %s", excluded->name));
 }
 
 static bool
@@ -435,6 +446,7 @@ vf_plan_make(const struct vf_plan_input *input, struct vf_plan *plan, struct vmf
         if (vf_disk_describe(input, block, plan, &disk, error)) {
             vf_disk_judge(input, block, &disk);
             judge_plug(input, &disk);
+            judge_class(input, &disk);
         } else {
             good = false;
             vf_disk_leave_out(&disk, VF_OUT_NAME,
@@ -466,6 +478,7 @@ vf_plan_release(struct vf_plan *plan)
         free(disk->node);
         free(disk->format);
         free(disk->file);
+        free(disk->protocol);
         free(disk->file_node);
         free(disk->why);
     }

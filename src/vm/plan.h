@@ -26,11 +26,12 @@ enum vf_reason {
     VF_OUT_TEMPORARY,  /* snapshot=on: its content is gone with QEMU */
     VF_OUT_VVFAT,      /* a folder shown as a disk */
     VF_OUT_COPY_ON_READ,
-    VF_OUT_FILTER,     /* below a filter that we do not pass, or a driver that we do not know */
-    VF_OUT_DUPLICATE,  /* the same node as another disk */
-    VF_OUT_HOTPLUGGED, /* plugged in after QEMU's start, and not said to stay */
-    VF_OUT_REQUESTED,  /* --exclude */
-    VF_OUT_NAME,       /* set by names.h's callers: its file cannot be found or named safely */
+    VF_OUT_FILTER,        /* below a filter that we do not pass, or a driver that we do not know */
+    VF_OUT_DUPLICATE,     /* the same node as another disk */
+    VF_OUT_HOTPLUGGED,    /* plugged in after QEMU's start, and not said to stay */
+    VF_OUT_STORAGE_CLASS, /* its storage class says so */
+    VF_OUT_REQUESTED,     /* --exclude */
+    VF_OUT_NAME,          /* set by names.h's callers: its file cannot be found or named safely */
 };
 
 struct vf_disk {
@@ -45,6 +46,7 @@ struct vf_disk {
     char *file;      /* file name of `node` as QEMU knows it; may be relative to QEMU's folder.
                         For qcow2 the one of the file below it: its own is a "json:" text as soon as
                         an overlay's header differs from the running graph */
+    char *protocol;  /* driver of what is below all formats and filters: "file", "nbd", ... */
     char *file_node; /* node of its "file" child; NULL if it has none (a protocol node) */
     bool file_named; /* that child has a name of the launcher's; QEMU's own begin with '#'. Only
                         then can it be a node of its own (-blockdev) that QEMU does not reopen by
@@ -88,7 +90,9 @@ struct vf_plan_input {
                                        not asked. One that is not there counts as not hotplugged */
     struct json_object *persistent; /* array: names of hotplugged disks that count as the others;
                                        NULL: none */
-    const char *const *exclude;     /* names that the user excludes */
+    struct json_object *left_out; /* names of disks that their storage classes leave out, each with
+                                     its sentence; NULL: none */
+    const char *const *exclude;   /* names that the user excludes */
     size_t exclude_count;
     int64_t depth_warned;       /* so many backing files are worth a warning; 0: VF_DEPTH_WARNED */
     const char *const *include; /* names of hotplugged disks that the user wants this time */

@@ -198,12 +198,47 @@ read_extensions(const struct reader *reader, const struct header *header, struct
     return true;
 }
 
+/* An extended entry: where the cluster is, and which of its subclusters are there or read as zeros.
+ * A preallocated cluster has a place and nothing else. */
+static bool
+holds_data(const unsigned char *entry)
+{
+    return get64(entry) & (UINT64_C(1) << 62 | 1) || get64(entry + 8);
+}
+
+/* Tables that are shared, or more than a file can hold, are no harm: `left` ends it. */
+static bool
+read_l2(const struct reader *reader, const struct header *header, uint64_t l1_entry,
+        struct vf_qcow2 *image, int64_t *left)
+{
+    VF_AUTO_FREE unsigned char *chunk = NULL;
+    uint64_t size = UINT64_C(1) << header->cluster_bits, at = l1_entry & UINT64_C(0xfffffffffffe00);
+    size_t length = size < CHUNK ? (size_t)size : CHUNK;
+
+    if (at & (size - 1))
+        return bad(reader, "an L2 table is not where one can be");
+    if (at == 0)
+        return true;
+    *left -= (int64_t)size;
+    image->has_data |= *left < 0;
+    chunk = vf_alloc(length);
+    for (uint64_t end = at + size; !image->has_data && at < end; at += length) {
+        if (!read_at(reader, at, chunk, length))
+            return false;
+        for (size_t i = 0; i + 16 <= length && !image->has_data; i += 16)
+            image->has_data = holds_data(chunk + i);
+    }
+    return true;
+}
+
 static bool
 read_l1(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
 {
     VF_AUTO_FREE unsigned char *chunk = vf_alloc(CHUNK);
+    bool extended = header->features & FEATURE_EXTENDED_L2;
     size_t left = (size_t)header->l1_entries * 8;
     uint64_t at = header->l1_offset;
+    int64_t tables = VF_QCOW2_TABLES_MOST;
 
     if (left > 0 && (at == 0 || at & ((UINT64_C(1) << header->cluster_bits) - 1)))
         return bad(reader, "its L1 table is not where one can be");
@@ -212,11 +247,16 @@ read_l1(const struct reader *reader, const struct header *header, struct vf_qcow
 
         if (!read_at(reader, at, chunk, length))
             return false;
-        for (size_t i = 0; i < length; i++)
-            if (chunk[i]) {
-                image->has_data = true;
-                return true;
-            }
+        for (size_t i = 0; i < length && !image->has_data; i += 8) {
+            uint64_t entry = get64(chunk + i);
+
+            if (!extended)
+                image->has_data = entry;
+            else if (entry && !read_l2(reader, header, entry, image, &tables))
+                return false;
+        }
+        if (image->has_data)
+            return true;
         at += length;
         left -= length;
     }

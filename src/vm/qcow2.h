@@ -16,8 +16,13 @@ struct vf_qcow2 {
     char *backing;        /* NULL: none */
     char *backing_format; /* NULL: not written */
     bool encrypted, dirty, corrupt, external_data;
-    bool has_data; /* at least one cluster of the guest's is allocated: some L1 entry is set */
+    bool has_data; /* at least one cluster of the guest's is allocated: some L1 entry is set; with
+                      extended L2 entries, which alone can be preallocated above a backing file,
+                      some subcluster is. True also where looking would take too long: see below */
 };
+
+/* So much of L2 tables is looked through: those of 4 TiB in clusters of 64 KiB. */
+#define VF_QCOW2_TABLES_MOST (INT64_C(1) << 30)
 
 /* Works while QEMU has the image open (takes no lock). */
 bool vf_qcow2_read(const char *path, struct vf_qcow2 *image, struct vmfrost_error *error);

@@ -17,7 +17,8 @@ FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
 COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "restore",
-            "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "help", "version"]
+            "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "storage", "help",
+            "version"]
 
 _count = 0
 _failed = 0

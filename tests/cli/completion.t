@@ -16,7 +16,7 @@ def words(*line):
 
 
 same(words(""), sorted(COMMANDS), "commands")
-same(words("s"), ["show", "snapshot", "status"], "commands that begin so")
+same(words("s"), ["show", "snapshot", "status", "storage"], "commands that begin so")
 same(words("--json", "re"), ["recover", "remove", "restore"], "commands behind an option")
 same(words("help", "th"), ["thaw"], "commands of help")
 same(words("snapshot", "--fr"), ["--frozen-limit"], "an option")
@@ -36,6 +36,7 @@ same(words("status", "--", "--js"), [], "no options behind '--'")
 same(words("with", "web", "--ev"), ["--events"], "an option of ours before the command")
 same(words("with", "web", "--", ""), [":files"], "the command behind '--'")
 same(words("with", "web", "--", "cp", "--re"), [":files"], "and its arguments")
+same(words("storage", ""), ["remove", "set"], "what a command can do")
 same(words("show", ""), [], "no snapshots, no candidates")
 same(words("nonsense", "x"), [], "nothing for a command that does not exist")
 same(words(), [], "nothing for nothing")

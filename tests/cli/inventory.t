@@ -61,6 +61,23 @@ ok(run.code == 0 and run.out.startswith("db  forgotten"), "remove", run)
 same(Run("remove", "web", "--json").json(), {"name": "web", "removed": True}, "remove --json")
 same(Run("list", "web").code != 0, True, "what was removed is not known")
 
+run = Run("storage")
+ok(run.code == 0 and "no storage classes" in run.out, "no storage classes", run)
+run = Run("storage", "set", "fast", "match.path=/nvme/*", "extendedL2=yes", "minFree=10G", "--json")
+same(run.json(), [{"name": "fast", "match": {"path": "/nvme/*"}, "minFree": "10G",
+                   "overlayOptions": {"extendedL2": True}}], "a class is made", run)
+run = Run("storage", "set", "fast", "extendedL2=", "clusterSize=128k", "preallocation=off")
+ok(run.code == 0 and "fast" in run.out and "/nvme/*" in run.out and "128k off" in run.out
+   and "extended" not in run.out, "... and changed", run)
+run = Run("storage", "set", "fast", "preallocation=full")
+ok(run.code == 2 and "extendedL2" in run.err, "... but not to what QEMU would refuse", run)
+run = Run("storage", "set", "fast", "extendedL2=maybe")
+ok(run.code == 2 and "yes or no" in run.err, "... nor to nonsense", run)
+run = Run("storage", "set", "fast", "minfree=1G")
+ok(run.code == 2 and "'minFree'" in run.err, "... nor to what is not there", run)
+run = Run("storage", "remove", "-q", "fast")
+same((run.code, run.out), (0, ""), "... and removed", run)
+
 elsewhere = os.path.join(FOLDER, "elsewhere")
 Run("--state-dir", elsewhere, "add", "other", "--qmp", "/x")
 same(Run("complete", "--state-dir", elsewhere, "list", "").out, "other\n", "--state-dir")

@@ -14,6 +14,13 @@ READING = [
     (["disk", "nobody", "vd0", "--persistent", "no", "--json"], None),
     (["disk", "nobody", "vd0", "--persistent", "maybe", "--json"], 2),
     (["disk", "nobody", "--persistent", "yes", "--json"], 2),
+    (["storage", "remove", "nobody", "--json"], None),
+    (["storage", "set", "nobody", "snapshot=maybe", "--json"], 2),
+    (["storage", "set", "nobody", "snapshots=no", "--json"], 2),
+    (["storage", "set", "nobody", "snapshot", "--json"], 2),
+    (["storage", "set", "nobody", "--json"], 2),
+    (["storage", "set", "--json"], 2),
+    (["storage", "get", "--json"], 2),
     (["lsit", "--json"], 2),
     (["list", "--jsn", "--json"], 2),
 ]
@@ -63,11 +70,11 @@ for words, code in OPERATING:
        run)
     ok(run.err.startswith("vmfrost: "), f"{name}: a message too", run)
 
-for words in (["list"], ["status"]):
+for words in (["list"], ["status"], ["storage"]):
     same(Run(*words, "--json").json(), [], f"{words[0]} of nothing is an empty array")
 for command in ("recover", "prune"):
     same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 18, "a new command needs a line here")
+same(len(COMMANDS), 19, "a new command needs a line here")
 done()

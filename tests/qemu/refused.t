@@ -276,6 +276,8 @@ def full_disk(t):
         return
     try:
         make_image(small / "data.qcow2")
+        # Else it is refused before QEMU is asked: storage.t.
+        lab.vmfrost("storage", "set", "any", "minFree=0", state_dir=vm.state)
         with vm:
             for left, what in ((0, "not a byte"), (64, "64 KiB"), (192, "192 KiB")):
                 filler = small / "filler"

@@ -55,6 +55,14 @@ test_good(void)
     RUN("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,compression_type=zstd",
         "new.qcow2", "1M");
     check_image("new.qcow2", 1 << 20, NULL, NULL, false);
+    RUN("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,preallocation=metadata",
+        "-u", "-F", "qcow2", "-b", "base.qcow2", "prealloc.qcow2", "2G");
+    check_image("prealloc.qcow2", INT64_C(2) << 30, "base.qcow2", "qcow2", false);
+    RUN("cp", "prealloc.qcow2", "zeroed.qcow2");
+    RUN("qemu-io", "-c", "write 1900M 4k", "prealloc.qcow2");
+    check_image("prealloc.qcow2", INT64_C(2) << 30, "base.qcow2", "qcow2", true);
+    RUN("qemu-io", "-c", "write -z 1900M 4k", "zeroed.qcow2");
+    check_image("zeroed.qcow2", INT64_C(2) << 30, "base.qcow2", "qcow2", true);
     RUN("qemu-img", "create", "-q", "-f", "qcow2", "huge.qcow2", "64T");
     check_image("huge.qcow2", INT64_C(64) << 40, NULL, NULL, false);
     RUN("qemu-io", "-c", "write 40T 4k", "huge.qcow2");
@@ -116,6 +124,10 @@ static const struct damage damages[] = {
     {"header endless", "web.qcow2", 100, UINT32_MAX, 4, "larger than a cluster"},
     {"extension endless", "web.qcow2", 116, UINT32_MAX, 4, "extensions"},
     {"backing format too long", "web.qcow2", 116, 16, 4, "format of its backing"},
+    {"L2 table unaligned", "prealloc.qcow2", 3 * BASE, 5 * BASE + 512, 8, "L2 table is not where"},
+    {"L2 table beyond the end", "prealloc.qcow2", 3 * BASE, INT64_C(1) << 50, 8, "cut short"},
+    {"half an L2 table", "prealloc.qcow2", 3 * BASE + BASE, 0, 0, "cut short"},
+    {"L2 table nowhere", "prealloc.qcow2", 3 * BASE, UINT64_C(1) << 63, 8, NULL},
 };
 
 static bool
@@ -189,6 +201,29 @@ test_bytes(void)
     ok(refused > 50, "%d wrong bytes were noticed", refused);
 }
 
+/* A few bytes of L1 table must not make us read for hours. */
+static void
+test_endless(void)
+{
+    enum { ENTRIES = 600, CLUSTER = 2 << 20 };
+    static const unsigned char entry[8] = {0x80, 0, 0, 0, 0, 4 * CLUSTER >> 16 & 0xff};
+    VF_AUTO_FREE char *path = path_of("endless.qcow2");
+    struct vmfrost_error error;
+    struct vf_qcow2 image;
+    bool written = true;
+
+    RUN("qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=2M",
+        "endless.qcow2", "150T");
+    VF_AUTO_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    for (int i = 0; i < ENTRIES; i++)
+        written &= pwrite(fd, entry, sizeof entry, 3 * CLUSTER + 8 * i) == sizeof entry;
+    ok(written && ftruncate(fd, 5 * CLUSTER) == 0, "one L2 table, used by all");
+    ok(read_image("endless.qcow2", &image, &error) && image.has_data,
+       "more tables than one looks through count as data");
+    vf_qcow2_release(&image);
+}
+
 static void
 test_flags(void)
 {
@@ -238,6 +273,7 @@ main(void)
     test_good();
     test_bad();
     test_bytes();
+    test_endless();
     test_flags();
     test_files();
     scratch_remove(folder);

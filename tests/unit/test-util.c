@@ -114,6 +114,41 @@ test_durations(void)
 }
 
 static void
+test_sizes(void)
+{
+    static const struct {
+        const char *text;
+        int64_t bytes;
+    } good[] = {
+        {"0", 0},
+        {"65536", 65536},
+        {"64k", 65536},
+        {"64K", 65536},
+        {"64KiB", 65536},
+        {"512M", 512 << 20},
+        {"10GiB", INT64_C(10) << 30},
+        {"2T", INT64_C(2) << 40},
+        {"7E", INT64_C(7) << 60},
+        {"9223372036854775807", INT64_MAX},
+    };
+    static const char *const bad[] = {"",     " 1",  "1 k",   "k",  "-1", "+1",
+                                      "1.5G", "1kB", "1KiBB", "1x", "8E", "9223372036854775808",
+                                      "1Gi",  "0x10"};
+
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        int64_t bytes = -1;
+
+        ok(vf_parse_size(good[i].text, &bytes) && bytes == good[i].bytes, "size \"%s\"",
+           good[i].text);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        int64_t bytes = -1;
+
+        ok(!vf_parse_size(bad[i], &bytes) && bytes == -1, "no size: \"%s\"", bad[i]);
+    }
+}
+
+static void
 test_counts(void)
 {
     static const char *const bad[] = {"",   "0",  "-1",  "+1",      " 1",
@@ -400,6 +435,7 @@ main(void)
         return 1;
     test_sanitize();
     test_durations();
+    test_sizes();
     test_counts();
     test_names();
     test_small_text();
