@@ -201,6 +201,49 @@ test_declared(struct vf_store *store, const char *scratch)
 }
 
 static void
+test_persistent(struct vf_store *store)
+{
+    static const char *const bad[] = {"\"vd1\"", "[1]", "[\"\"]", "[\"a\\u001b\"]", "{}"};
+    struct vf_vm vm;
+
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        VF_AUTO_FREE char *settings =
+            vf_printf("{\"qmp\": \"/x/p\", \"persistentDisks\": %s}", bad[i]);
+
+        ok(!add_vm(store, "p", settings, &error) && error.code == VMFROST_USAGE, "refused: %s",
+           bad[i]);
+        has_str(error.text, "\"persistentDisks\" has to be a list of names", "with the reason");
+    }
+    ok(add_vm(store, "p", "{\"qmp\": \"/x/p\", \"deadline\": \"1m\"}", &error), "a VM");
+    ok(vf_store_set_persistent(store, "p", "vd1", true, fresh()) &&
+           vf_store_set_persistent(store, "p", "vd2", true, fresh()) &&
+           vf_store_set_persistent(store, "p", "vd1", true, fresh()),
+       "disks are persistent, one of them twice");
+    vm = vm_at(store, "p");
+    is_str(json_object_to_json_string_ext(vm.persistent, JSON_C_TO_STRING_PLAIN),
+           "[\"vd2\",\"vd1\"]", "each stands there once");
+    is_int(vm.deadline_ms, 60000, "beside the other settings");
+    vf_vm_release(&vm);
+    ok(vf_store_set_persistent(store, "p", "vd2", false, fresh()) &&
+           vf_store_set_persistent(store, "p", "vd1", false, fresh()) &&
+           vf_store_set_persistent(store, "p", "vd1", false, fresh()),
+       "and no more");
+    vm = vm_at(store, "p");
+    ok(!vm.persistent, "none is left");
+    ok(!vf_store_set_persistent(store, "p", "", true, fresh()), "no name is none");
+    ok(!vf_store_set_persistent(store, "nonesuch", "vd1", true, fresh()), "no VM");
+    ok(!vf_store_set_persistent(store, "/x/unnamed", "vd1", true, fresh()) &&
+           strstr(error.next, "vmfrost add"),
+       "nor one without settings");
+    int lock = vf_vm_lock(&vm, "test", fresh());
+
+    ok(!vf_store_set_persistent(store, "p", "vd1", true, fresh()) && strstr(error.text, "test"),
+       "nor one that somebody works on");
+    close(lock);
+    vf_vm_release(&vm);
+}
+
+static void
 test_removal(struct vf_store *store)
 {
     struct vf_vm vm = vm_at(store, "web");
@@ -237,6 +280,7 @@ main(void)
     test_damage(store);
     test_many_writers(store);
     test_declared(store, scratch);
+    test_persistent(store);
     test_removal(store);
     vf_store_close(store);
     scratch_remove(scratch);
