@@ -23,6 +23,7 @@
 #include "util/mem.h"
 #include "util/text.h"
 #include "wire/channel.h"
+#include "wire/program.h"
 
 /* What it says beyond this is lost: the file in memory does not grow. */
 #define WORDS_MAX 16384
@@ -35,8 +36,6 @@
 /* Begins what a child says that did not become the program; an errno follows. No program begins so.
  */
 #define NOT_STARTED '\1'
-
-extern char **environ;
 
 /* --- The program --- */
 
@@ -97,27 +96,6 @@ find_program(struct vmfrost_error *error)
             "Install it (Debian: qemu-system-common, Fedora: qemu-img), or give its path in %s.",
             VF_DAEMON_ENV);
     return NULL;
-}
-
-/* Ours, but its messages in English. The array is owned by the caller, the texts are not. */
-static char **
-make_environment(void)
-{
-    static char locale[] = "LC_ALL=C";
-    char **made = NULL;
-    size_t count = 0;
-
-    for (char **at = environ; at && *at; at++) {
-        if (vf_starts_with(*at, "LC_ALL=") || vf_starts_with(*at, "LANGUAGE="))
-            continue;
-        VF_GROW(made, count);
-        made[count++] = *at;
-    }
-    VF_GROW(made, count);
-    made[count++] = locale;
-    VF_GROW(made, count);
-    made[count] = NULL;
-    return made;
 }
 
 /* --- The child: nothing but async-signal-safe functions --- */
@@ -228,7 +206,7 @@ vf_daemon_start(struct vf_daemon *daemon, const struct vf_log *log, struct vmfro
     char socket[] = "socket,id=m,fd=" MONITOR_FD_TEXT, on_socket[] = "chardev=m";
     char *arguments[] = {name, chardev, socket, monitor, on_socket, NULL};
     VF_AUTO_FREE char *program = find_program(error);
-    VF_AUTO_FREE char **environment = make_environment();
+    VF_AUTO_FREE char **environment = vf_english_environment();
     VF_AUTO_FD int theirs = -1;
     int pair[2];
 
