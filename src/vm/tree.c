@@ -409,11 +409,13 @@ find_current(const struct knowns *knowns, const char *disk)
     return NULL;
 }
 
+/* `format` of the current image; NULL: find it out. */
 static void
-read_tree(const struct knowns *knowns, const char *disk, const char *current, struct vf_tree *tree)
+read_tree(const struct knowns *knowns, const char *disk, const char *current, const char *format,
+          struct vf_tree *tree)
 {
     *tree = (struct vf_tree){.disk = vf_strdup(disk)};
-    tree->current = add(tree, current, current_format(knowns, disk, current));
+    tree->current = add(tree, current, format ? format : current_format(knowns, disk, current));
     tree->images[tree->current].current = true;
     tree->images[tree->current].own = true;
     /* The newest first: an image that was sealed twice has the newer content. */
@@ -441,7 +443,7 @@ vf_tree_read(struct json_object *records, const char *disk, const char *current,
     if (!current)
         return vf_fail(error, VMFROST_FAILED,
                        "disk %s: no snapshot says which image is its current one", disk);
-    read_tree(&knowns, disk, current, tree);
+    read_tree(&knowns, disk, current, NULL, tree);
     return true;
 }
 
@@ -515,6 +517,22 @@ find_disks(const struct knowns *knowns, struct json_object *disks, struct found 
     return count;
 }
 
+/* One of which there is no snapshot, unless it is in the forest already. */
+static void
+add_disk(struct vf_forest *forest, struct json_object *disk)
+{
+    const char *name = vf_json_string(disk, "name"), *file = vf_json_string(disk, "file");
+    const struct knowns none = {NULL, 0};
+
+    if (!name || !file || *file != '/' || !vf_json_bool(disk, "eligible", false))
+        return;
+    for (size_t i = 0; i < forest->count; i++)
+        if (find(&forest->trees[i], file, inode_behind(file)) != VF_NO_IMAGE ||
+            strcmp(forest->trees[i].images[forest->trees[i].current].path, file) == 0)
+            return;
+    read_tree(&none, name, file, vf_json_string(disk, "format"), &forest->trees[forest->count++]);
+}
+
 void
 vf_forest_read(struct json_object *records, struct json_object *disks, struct vf_forest *forest)
 {
@@ -524,9 +542,13 @@ vf_forest_read(struct json_object *records, struct json_object *disks, struct vf
     VF_AUTO_FREE struct found *founds = vf_alloc((knowns.count + 1) * sizeof *founds);
     size_t count = find_disks(&knowns, disks, founds);
 
-    *forest = (struct vf_forest){vf_alloc((count + 1) * sizeof *forest->trees), count};
+    *forest =
+        (struct vf_forest){vf_alloc((count + vf_json_length(disks) + 1) * sizeof *forest->trees),
+                           count};
     for (size_t i = 0; i < count; i++)
-        read_tree(&knowns, founds[i].cut->name, founds[i].current, &forest->trees[i]);
+        read_tree(&knowns, founds[i].cut->name, founds[i].current, NULL, &forest->trees[i]);
+    for (size_t i = 0; i < vf_json_length(disks); i++)
+        add_disk(forest, vf_json_at(disks, i));
 }
 
 void

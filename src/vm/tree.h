@@ -79,9 +79,10 @@ bool vf_tree_read(struct json_object *records, const char *disk, const char *cur
                   struct vf_tree *tree, struct vmfrost_error *error);
 void vf_tree_release(struct vf_tree *tree);
 
-/* The trees of all disks of which there is a snapshot, in the order of the newest snapshot's disks.
- * `disks` (may be NULL) is an array of {"name", "file"}: what the launchers of disks with naming
- * "new-file" open, where the records alone would say something else. */
+/* The trees of all disks: first of those of which there is a snapshot, in the order of the newest
+ * snapshot's disks. `disks` (may be NULL) is an array of {"name", "file", "format", "eligible"}, as
+ * store/disks.h has it: what the launchers of disks with naming "new-file" open, where the records
+ * alone would say something else; and eligible disks of which there is no snapshot. */
 struct vf_forest {
     struct vf_tree *trees;
     size_t count;

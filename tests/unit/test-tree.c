@@ -437,6 +437,22 @@ test_forest(void)
     ok(vf_ends_with(forest.trees[1].images[forest.trees[1].current].path, "/web.qcow2"),
        "a flipped name is what it is");
     vf_forest_release(&forest);
+
+    /* The first lies in a tree already, the third is left out of snapshots. */
+    make("other", "golden.raw", "raw");
+    VF_AUTO_FREE char *other = path_of("other"), *sealed = path_of("web@a.qcow2");
+    VF_AUTO_FREE char *three = vf_printf(
+        "[{\"name\": \"x\", \"file\": \"%s\", \"format\": \"qcow2\", \"eligible\": true}, "
+        "{\"name\": \"y\", \"file\": \"%s\", \"format\": \"qcow2\", \"eligible\": true}, "
+        "{\"name\": \"z\", \"file\": \"%s\", \"format\": \"qcow2\", \"eligible\": false}]",
+        sealed, other, other);
+    VF_AUTO_JSON struct json_object *more = json(three);
+
+    vf_forest_read(records, more, &forest);
+    is_int((long long)forest.count, 3, "a disk without snapshots");
+    is_str(forest.trees[2].disk, "y", "its name");
+    is_int((long long)forest.trees[2].count, 2, "its format is believed, whatever its file's name");
+    vf_forest_release(&forest);
     forget_records();
     vf_forest_read(records, NULL, &forest);
     is_int((long long)forest.count, 0, "no records, no trees");
