@@ -256,6 +256,17 @@ VMFROST_API struct vmfrost_op *vmfrost_recover(struct vmfrost *context, const ch
 VMFROST_API struct vmfrost_op *vmfrost_discover(struct vmfrost *context, vmfrost_done_fn *done,
                                                 void *data);
 
+/* Looks at every image of a VM, running or not, and changes nothing: headers, what builds on what,
+ * formats, sizes, what the records say and what lies around; and, where qemu-img is installed, the
+ * tables in each qcow2 image that nobody writes to. The document holds "images", each with "path",
+ * "disk", "snapshot", "result" ("ok", "warning", "error") and "problems", and "ok":
+ * docs/conditions.md. VMFROST_FAILED with a text that counts them if there is an error. Takes as
+ * long as `qemu-img check` does; `event` tells the progress. Other operations may run at the same
+ * time. */
+VMFROST_API struct vmfrost_op *vmfrost_verify(struct vmfrost *context, const char *vm,
+                                              vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                              void *data);
+
 /* Asks a running operation to stop: it unwinds (thaws, tidies up) and then ends as failed. May
  * be called at any time before `done` fires, more than once. */
 VMFROST_API void vmfrost_cancel(struct vmfrost_op *op);

@@ -143,7 +143,7 @@ char *cli_words_for(const char *vm, const char *snapshot);
 
 extern const struct command command_discover, command_add, command_remove, command_status,
     command_check, command_snapshot, command_list, command_show, command_restore, command_delete,
-    command_prune, command_with, command_freeze, command_thaw, command_recover, command_disk,
-    command_storage, command_help, command_version, command_complete;
+    command_prune, command_with, command_freeze, command_thaw, command_recover, command_verify,
+    command_disk, command_storage, command_help, command_version, command_complete;
 
 #endif

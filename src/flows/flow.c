@@ -124,6 +124,23 @@ tell(struct vf_flow *flow, const struct vf_step *step, enum vf_step_state state,
 }
 
 void
+vf_progress(struct vf_flow *flow, double percent)
+{
+    const struct vf_step *step = vf_engine_step(&flow->engine);
+    const struct vmfrost_event event = {
+        .operation = flow->engine.table->operation,
+        .step = step->name,
+        .title = step->title,
+        .state = "progress",
+        .elapsed_ms = (double)(vf_now_us() - flow->accepted_us) / 1000,
+        .percent = percent,
+    };
+
+    if (flow->on_event)
+        flow->on_event(flow->data, &event);
+}
+
+void
 vf_window_opens(struct vf_flow *flow)
 {
     flow->window_open = true;
@@ -391,6 +408,8 @@ forget_all(struct vf_flow *flow)
     if (!vf_qga_is_open(flow->qga))
         vf_qga_close(flow->qga);
     vf_qga_forget(flow->qga);
+    vf_program_stop(flow->program);
+    flow->program = NULL;
     flow->agent_asked = false;
     flow->job = (free(flow->job), NULL);
 }
@@ -599,6 +618,7 @@ dispose(struct vf_flow *flow)
     free(flow->job);
     free(flow->job_error);
     json_object_put(flow->ports);
+    json_object_put(flow->records_seen);
     json_object_put(flow->journal_lines);
     json_object_put(flow->record);
     json_object_put(flow->document_json);

@@ -24,6 +24,7 @@
 #include "vm/cut.h"
 #include "vm/plan.h"
 #include "vm/process.h"
+#include "wire/program.h"
 #include "wire/qga.h"
 #include "wire/qmp.h"
 
@@ -52,7 +53,7 @@ enum {
     VF_IF_FORWARD = 1 << 5,     /* recovery: finish it */
     VF_IF_MERGE = 1 << 6,       /* recovery, delete: merge the overlays back */
     VF_IF_FILES = 1 << 7,       /* recovery: remove what was prepared */
-    VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone */
+    VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone; verify: it need not be there */
     VF_IF_ONLINE = 1 << 9,      /* the VM's QEMU is there */
     VF_IF_HALT = 1 << 10,       /* recovery: the VM runs, and should not */
 };
@@ -178,9 +179,11 @@ struct vf_flow {
     vf_flow_fn *on_job, *on_job_run;
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);
-    struct json_object *ports; /* paths of virtio-serial ports */
-    size_t merge_at;           /* the disk that is merged */
-    bool merge_final;          /* its name was turned to the base for good */
+    struct json_object *ports;        /* paths of virtio-serial ports */
+    struct json_object *records_seen; /* verify: as they were when the images were looked at */
+    struct vf_program *program;       /* that runs for this step; NULL: none */
+    size_t merge_at;                  /* the disk that is merged */
+    bool merge_final;                 /* its name was turned to the base for good */
     enum vf_outcome merge_outcome;
     struct json_object *journal_lines;      /* recovery: what was read */
     struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */
@@ -261,6 +264,9 @@ void vf_ask_agent(struct vf_flow *flow, const char *command, struct json_object 
 int64_t vf_now_us(void);
 /* RFC 3339, UTC, microseconds, of a monotonic stamp of this flow; into a static-size buffer. */
 void vf_flow_time(const struct vf_flow *flow, int64_t stamp_us, char out[32]);
+
+/* Tells the caller how far the running step is, of 100. */
+void vf_progress(struct vf_flow *flow, double percent);
 
 /* Opens and closes the time in which nothing is told, so that nothing but the window's own work is
  * done in it. */

@@ -119,6 +119,20 @@ is_needed(struct json_object *link)
 }
 
 bool
+vf_links_needed(const struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        const char *its_path = vf_json_string(vf_json_at(links, i), "path");
+
+        if (its_path && strcmp(its_path, path) == 0 && is_needed(vf_json_at(links, i)))
+            return true;
+    }
+    return false;
+}
+
+bool
 vf_links_forget(struct vf_flow *flow, const char *path)
 {
     VF_AUTO_JSON struct json_object *links = load(flow);

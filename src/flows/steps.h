@@ -189,6 +189,8 @@ bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
 bool vf_links_has(const struct vf_flow *flow, const char *path);
 /* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
 char *vf_links_top(const struct vf_flow *flow, const char *path);
+/* It is remembered for a QEMU that runs. */
+bool vf_links_needed(const struct vf_flow *flow, const char *path);
 /* `path` stays, as the name of a snapshot again. */
 bool vf_links_forget(struct vf_flow *flow, const char *path);
 /* Removes the links of an image that nobody needs any more. */

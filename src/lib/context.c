@@ -330,6 +330,13 @@ vmfrost_recover(struct vmfrost *context, const char *vm, vmfrost_event_fn *event
 }
 
 struct vmfrost_op *
+vmfrost_verify(struct vmfrost *context, const char *vm, vmfrost_event_fn *event,
+               vmfrost_done_fn *done, void *data)
+{
+    return go(make(context, &vf_verify_table, vm, event, done, data));
+}
+
+struct vmfrost_op *
 vmfrost_discover(struct vmfrost *context, vmfrost_done_fn *done, void *data)
 {
     struct vf_flow *flow =

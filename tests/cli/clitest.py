@@ -16,9 +16,9 @@ VMFROST = os.path.abspath(os.environ.get("VMFROST", os.path.join(ROOT, "build/re
 FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
-COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "restore",
-            "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "storage", "help",
-            "version"]
+COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "verify",
+            "restore", "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "storage",
+            "help", "version"]
 
 _count = 0
 _failed = 0

@@ -61,6 +61,8 @@ WRONG = [
     (["with", "web", "--events", "", "--", "true"], "--events is empty"),
     (["with", "web", "--quiesce", "requrie", "--", "true", "--bogus"], "did you mean 'require'?"),
     (["expire", "web"], "did you mean 'prune'?"),
+    (["verify"], "which VM?"),
+    (["verify", "web@one"], "takes a VM, not a snapshot"),
     (["recover"], "--all"),
     (["recover", "web", "--all"], "either a VM or --all"),
     (["add"], "which VM?"),
