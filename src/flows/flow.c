@@ -633,6 +633,7 @@ dispose(struct vf_flow *flow)
     json_object_put(flow->restore.snapshot);
     json_object_put(flow->restore.old_nodes);
     json_object_put(flow->restore.jobs);
+    free(flow->restore.served);
     free(flow->vm_name);
     free(flow->snapshot_name);
     free(flow->queued);

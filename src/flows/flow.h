@@ -100,6 +100,7 @@ struct vf_restore {
     struct json_object *snapshot;  /* the record of what is restored */
     struct json_object *old_nodes; /* names, from each disk's root downwards */
     struct json_object *jobs;      /* as asked last */
+    unsigned char *served;         /* for each disk, what was asked for it last in this step */
 };
 
 /* Requests that were sent together. */

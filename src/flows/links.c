@@ -166,6 +166,40 @@ vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
     return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
 }
 
+/* Not even an image that a process which cannot be looked at may have open. */
+static bool
+is_closed(const struct vf_flow *flow, struct json_object *link, struct vf_inode inode)
+{
+    struct vf_opened opened;
+    int64_t pid = 0;
+
+    return vf_json_int(link, "qemu", &pid) && pid == flow->qemu.pid && is_needed(link) &&
+           vf_process_opened(flow->qemu.pid, inode, &opened) && !opened.read_only &&
+           !opened.read_write;
+}
+
+bool
+vf_links_trim(struct vf_flow *flow)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        struct json_object *link = vf_json_at(links, i);
+        const char *path = vf_json_string(link, "path");
+        struct vmfrost_error error = {.code = VMFROST_OK};
+        struct stat about;
+
+        if (!path || lstat(path, &about) < 0 || !S_ISREG(about.st_mode) || about.st_nlink < 2 ||
+            !is_closed(flow, link, (struct vf_inode){about.st_dev, about.st_ino}))
+            json_object_array_add(kept, json_object_get(link));
+        else if (!vf_unlink(path, (struct vf_inode){about.st_dev, about.st_ino}, &flow->log,
+                            &error))
+            return vf_note_error(flow, &error);
+    }
+    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+}
+
 void
 vf_links_sweep(struct vf_flow *flow)
 {

@@ -163,6 +163,13 @@ job_id(const struct vf_flow *flow, size_t index)
     return vf_printf("vfr%.8s-%zu", flow->id, index);
 }
 
+static void
+take_jobs(struct vf_flow *flow, struct json_object *list)
+{
+    json_object_put(flow->restore.jobs);
+    flow->restore.jobs = json_object_is_type(list, json_type_array) ? json_object_get(list) : NULL;
+}
+
 static struct json_object *
 find_job(const struct vf_flow *flow, size_t index)
 {
@@ -207,6 +214,7 @@ enum need {
     NEED_COMPLETION,
     NEED_END,
     NEED_DISMISSAL,
+    NEED_CANCELLATION,
 };
 
 static enum need
@@ -258,12 +266,17 @@ mirror_options(const struct vf_flow *flow, size_t index)
     return options;
 }
 
-static void
+/* False if nothing was sent. What was asked for and confirmed is not asked for again: a job on an
+ * iothread may take a moment until it shows. */
+static bool
 serve(struct vf_flow *flow, size_t index, enum need need)
 {
     VF_AUTO_FREE char *id = job_id(flow, index);
     const char *disk = flow->cuts[index].name;
 
+    if (need == NEED_NOTHING || need == NEED_WAIT || flow->restore.served[index] == need)
+        return false;
+    flow->restore.served[index] = (unsigned char)need;
     switch (need) {
     case NEED_NOTHING:
     case NEED_WAIT:
@@ -286,7 +299,22 @@ serve(struct vf_flow *flow, size_t index, enum need need)
         flow->restore.looked = false;
         vf_batch_ask(flow, disk, "job-dismiss", vf_json_strings("id", id, NULL));
         break;
+    case NEED_CANCELLATION:
+        vf_batch_ask(flow, disk, "job-cancel", vf_json_strings("id", id, NULL));
+        break;
     }
+    return true;
+}
+
+/* At the beginning of a step, or of an attempt at one. */
+static void
+begin(struct vf_flow *flow, bool finishing, bool looked)
+{
+    free(flow->restore.served);
+    flow->restore.served = vf_alloc(flow->cut_count + 1);
+    flow->restore.finishing = finishing;
+    flow->restore.looked = looked;
+    flow->restore.failed = false;
 }
 
 static void go_round(struct vf_flow *flow);
@@ -318,9 +346,8 @@ act(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         enum need need = need_of(flow, i);
 
-        waits |= need == NEED_WAIT;
-        serves |= need != NEED_WAIT && need != NEED_NOTHING;
-        serve(flow, i, need);
+        serves |= serve(flow, i, need);
+        waits |= need != NEED_NOTHING;
     }
     if (serves) {
         vf_batch_end(flow, on_served);
@@ -343,8 +370,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;
-    json_object_put(flow->restore.jobs);
-    flow->restore.jobs = json_object_get(reply->value);
+    take_jobs(flow, reply->value);
     for (size_t i = 0; i < flow->cut_count; i++)
         all = all && find_job(flow, i);
     if (all || flow->restore.looked) {
@@ -365,8 +391,7 @@ go_round(struct vf_flow *flow)
 void
 vf_step_mirror(struct vf_flow *flow)
 {
-    flow->restore.finishing = flow->restore.failed = false;
-    flow->restore.looked = true;
+    begin(flow, false, true);
     vf_with_qemu(flow, go_round);
 }
 
@@ -428,8 +453,7 @@ vf_step_pivot(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
-    flow->restore.finishing = true;
-    flow->restore.failed = flow->restore.looked = false;
+    begin(flow, true, false);
     vf_with_qemu(flow, go_round);
 }
 
@@ -441,7 +465,7 @@ static void
 on_cancelled(struct vf_flow *flow, const struct vf_reply *reply)
 {
     /* Refused: it has gone on by itself meanwhile. The next attempt sees where to. */
-    if (vf_expect(flow, reply, "job %s", flow->batch.failed))
+    if (vf_expect(flow, reply, "disk %s: undoing what was begun", flow->batch.failed))
         cancel_next(flow);
 }
 
@@ -460,20 +484,15 @@ on_jobs_to_cancel(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;
-    for (size_t i = 0; i < vf_json_length(reply->value); i++) {
-        const char *id = vf_json_string(vf_json_at(reply->value, i), "id");
-        const char *status = vf_json_string(vf_json_at(reply->value, i), "status");
-        bool over = vf_job_state_bit(status) == VF_JOB_CONCLUDED;
+    take_jobs(flow, reply->value);
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct json_object *job = find_job(flow, i);
+        bool over = vf_job_state_bit(vf_json_string(job, "status")) == VF_JOB_CONCLUDED;
 
-        if (!id || !vf_starts_with(id, prefix))
+        if (!job)
             continue;
         waits = true;
-        /* Asked once: it is "aborting" until it has ended. */
-        if (status && strcmp(status, "aborting") == 0)
-            continue;
-        serves = true;
-        vf_batch_ask(flow, id, over ? "job-dismiss" : "job-cancel",
-                     vf_json_strings("id", id, NULL));
+        serves |= serve(flow, i, over ? NEED_DISMISSAL : NEED_CANCELLATION);
     }
     if (serves)
         vf_batch_end(flow, on_cancelled);
@@ -493,10 +512,12 @@ cancel_next(struct vf_flow *flow)
 void
 vf_step_undo_mirror(struct vf_flow *flow)
 {
-    if (has_ended(flow))
+    if (has_ended(flow)) {
         vf_end(flow, VF_OK);
-    else
-        vf_with_qemu(flow, cancel_next);
+        return;
+    }
+    begin(flow, false, false);
+    vf_with_qemu(flow, cancel_next);
 }
 
 /* The guest begins anew. */

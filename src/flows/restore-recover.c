@@ -239,6 +239,8 @@ close_up(struct vf_flow *flow)
 }
 
 #define MINUTE_MS (60 * 1000)
+/* The VM stands still all the while: a QEMU that refuses for so long will refuse for longer. */
+#define STILL_MS (15 * 1000)
 
 static const struct vf_step steps[STEP_COUNT] = {
     [READ] = {.name = "read",
@@ -300,7 +302,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                .title = "Changing the disks",
                .start = vf_step_pivot,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = RESET,
                .when = VF_IF_FORWARD | VF_IF_ONLINE},
@@ -308,7 +310,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                .title = "Resetting the VM",
                .start = vf_step_reset,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = GO_ON,
                .when = VF_IF_FORWARD | VF_IF_ONLINE},
@@ -316,7 +318,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                .title = "Letting the VM go on",
                .start = vf_step_go_on,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = TIDY,
                .when = VF_IF_ONLINE},

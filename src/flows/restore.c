@@ -473,31 +473,34 @@ flip(struct vf_flow *flow)
 
 /* The end. */
 
-/* QEMU knows the restored disk by its hidden name, and that of before by none any more. */
+/* QEMU knows the restored disk by its hidden name. */
 static bool
-settle_links(struct vf_flow *flow, const struct vf_cut *cut)
+settle_link(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    struct vf_opened opened = {.read_only = true};
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_opened opened;
 
     if (cut->naming == VF_NAMING_NEW_FILE)
         return true;
-    if (!vf_process_alive(flow->qemu)) {
-        struct vmfrost_error error = {.code = VMFROST_OK};
-
-        if (!vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error))
-            return vf_note_error(flow, &error);
-        return vf_links_drop(flow, cut->base);
-    }
-    if (!vf_links_has(flow, cut->names.overlay) &&
-        !vf_links_add(flow, cut->names.overlay, cut->names.top))
-        return false;
-    if (!vf_process_opened(flow->qemu.pid, cut->base, &opened) || opened.read_only ||
-        opened.read_write) {
+    if (!vf_process_alive(flow->qemu))
+        return vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error) ||
+               vf_note_error(flow, &error);
+    if (vf_process_opened(flow->qemu.pid, cut->base, &opened) &&
+        (opened.read_only || opened.read_write))
         vf_warn(flow, "disk %s: QEMU (pid %d) still has open what the disk ran on before",
                 cut->name, (int)flow->qemu.pid);
-        return true;
-    }
-    return vf_links_drop(flow, cut->base);
+    return vf_links_has(flow, cut->names.overlay) ||
+           vf_links_add(flow, cut->names.overlay, cut->names.top);
+}
+
+/* ... and the images of before by no name any more. */
+static bool
+settle_links(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!settle_link(flow, &flow->cuts[i]))
+            return false;
+    return !vf_process_alive(flow->qemu) || vf_links_trim(flow);
 }
 
 static bool
@@ -539,9 +542,9 @@ vf_step_restored(struct vf_flow *flow)
 
     if (flow->restore.keep)
         done = write_record(flow);
-    for (size_t i = 0; done && i < flow->cut_count; i++)
-        done = settle_links(flow, &flow->cuts[i]) &&
-               (flow->restore.keep || throw_away(flow, &flow->cuts[i]));
+    done = done && settle_links(flow);
+    for (size_t i = 0; done && !flow->restore.keep && i < flow->cut_count; i++)
+        done = throw_away(flow, &flow->cuts[i]);
     if (!done) {
         vf_end(flow, VF_REFUSED);
         return;
@@ -571,6 +574,8 @@ close_up(struct vf_flow *flow)
 }
 
 #define MINUTE_MS (60 * 1000)
+/* The VM stands still all the while: a QEMU that refuses for so long will refuse for longer. */
+#define STILL_MS (15 * 1000)
 
 static const struct vf_step steps[STEP_COUNT] = {
     [CONNECT] = {.name = "connect",
@@ -629,13 +634,12 @@ static const struct vf_step steps[STEP_COUNT] = {
               .budget_ms = MINUTE_MS,
               .next = PIVOT,
               .commits = true},
-    /* QEMU stands still from here on: a minute is enough to find out that it does not answer. */
     [PIVOT] = {.name = "pivot",
                .title = "Changing the disks",
                .start = vf_step_pivot,
                .pays = VF_OWE_TURN | VF_OWE_MIRROR | VF_OWE_FILES,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = RESET},
     [RESET] = {.name = "reset",
@@ -643,7 +647,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                .start = vf_step_reset,
                .pays = VF_OWE_RESET,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = GO_ON},
     [GO_ON] = {.name = "go-on",
@@ -651,7 +655,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                .start = vf_step_go_on,
                .pays = VF_OWE_HALT,
                .budget_ms = 30000,
-               .patience_ms = MINUTE_MS,
+               .patience_ms = STILL_MS,
                .pause_ms = 250,
                .next = TIDY},
     [TIDY] = {.name = "tidy",

@@ -195,6 +195,9 @@ bool vf_links_needed(const struct vf_flow *flow, const char *path);
 bool vf_links_forget(struct vf_flow *flow, const char *path);
 /* Removes the links of an image that nobody needs any more. */
 bool vf_links_drop(struct vf_flow *flow, struct vf_inode inode);
+/* Removes the links of images that the QEMU of this flow has closed since: none of its nodes is
+ * left that could open them again. */
+bool vf_links_trim(struct vf_flow *flow);
 /* Removes the links whose QEMU is gone. */
 void vf_links_sweep(struct vf_flow *flow);
 
