@@ -21,7 +21,6 @@
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
-#include "util/text.h"
 #include "vm/graph.h"
 
 static bool
