@@ -64,7 +64,7 @@ vf_classes_left_out(struct vf_flow *flow, struct vmfrost_error *error)
     flow->classes_known = true;
     struct json_object *left_out = json_object_new_object();
 
-    if (flow->classes.count == 0)
+    if (flow->classes.count == 0 || flow->any_class)
         return left_out;
     vf_plan_make(&input, &plan, &ignored);
     for (size_t i = 0; i < plan.count; i++)

@@ -148,6 +148,7 @@ struct vf_flow {
     struct vf_facts facts;
     struct vf_classes classes; /* of storage */
     bool classes_known;
+    bool any_class; /* what they leave out does not matter: its disks are in a snapshot already */
     struct vf_plan plan;
     struct vf_agent agent;
     struct vf_cut *cuts;

@@ -298,7 +298,10 @@ make_cut(struct vf_flow *flow, const struct vf_cut *target, const struct vf_disk
     VF_GROW(flow->cuts, flow->cut_count);
     struct vf_cut *cut = &flow->cuts[flow->cut_count];
 
+    const struct vf_class *class = vf_disk_class(flow, disk, place);
+
     vf_cut_make(cut, disk, place, keep ? keep : "discarded", flow->id, flow->cut_count);
+    cut->storage_class = class ? vf_strdup(class->name) : NULL;
     flow->cut_count++;
     cut->below = vf_strdup(target->names.sealed);
     cut->below_format = vf_strdup(target->format);
@@ -755,6 +758,7 @@ vf_restore_describe(struct vf_flow *flow)
 void
 vf_restore_prepare(struct vf_flow *flow)
 {
+    flow->any_class = true;
     flow->restore.snapshot = vf_record_load(&flow->vm, flow->snapshot_name, &flow->error);
     if (!flow->restore.snapshot || vf_json_bool(flow->restore.snapshot, "readyToUse", false))
         return;

@@ -81,6 +81,22 @@ def left_out(t):
         t.ok(True, "... and a snapshot can be deleted")
 
 
+def restored(t):
+    """What is in a snapshot can be restored, whatever its class says by now; into an overlay that is
+    made as the class wants it."""
+    with Qemu(drive("web")) as vm:
+        vm.write("web", 1)
+        vm.take("one")
+        vm.write("web", 2)
+        storage(vm, "set", "any", "snapshot=no", "extendedL2=yes", "preallocation=metadata")
+        t.is_(vm.vmfrost("check").code, 1, "a class leaves out all disks")
+        out = vm.vmfrost("restore", "@one", "--reset")
+        t.is_((out.code, out.error, vm.sees("web", 1)), (0, "", [1]),
+              "... and a snapshot of before can be restored")
+        made = facts(vm.disks / "web.qcow2")
+        t.ok(made["format-specific"]["data"]["extended-l2"], "... as the class wants it")
+
+
 def folders(t):
     """A class's folder is for its disks; the VM's for all others."""
     words = drive("a", fmt="raw") + drive("b", "other/b.raw", fmt="raw") + drive("web")
@@ -252,7 +268,7 @@ def room(t):
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (left_out, folders, network, options, crashes, room):
+        for part in (left_out, restored, folders, network, options, crashes, room):
             if only in part.__name__:
                 part(t)
 
