@@ -113,6 +113,8 @@ test_many_writers(struct vf_store *store)
                 vf_json_add_string(disks, "seen", seen);
                 saved = vf_disks_save(&vm, disks, fresh()) && saved;
             }
+            vf_vm_release(&vm);
+            vf_store_close(store); /* for valgrind */
             _exit(!saved);
         }
     }
