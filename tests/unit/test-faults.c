@@ -54,7 +54,10 @@ enum record {
     DELETABLE, /* Failed, and it says which images a deletion has to care for */
 };
 
-enum operation { SNAPSHOT, DELETE, FREEZE };
+enum operation { SNAPSHOT, DELETE, FREEZE, RESTORE };
+
+/* Requests of a restore that QEMU has not come to. */
+enum { LATE_STOP = 1 << 0, LATE_RESET = 1 << 1, LATE_CONTINUE = 1 << 2 };
 
 /* Requests that the agent has not come to. It works in order: a thaw is always behind. */
 enum { LATE_FREEZE = 1 << 0, LATE_THAW = 1 << 1 };
@@ -66,6 +69,7 @@ struct world {
     unsigned char said_thawed; /* a later one that its thaw was confirmed */
     unsigned char said_equal;  /* ... with the count of the freeze */
     unsigned char said_merging;
+    unsigned char said_halting;   /* the VM may be stopped */
     unsigned char said_final;     /* disks whose last line says that the base may be live by now */
     unsigned char record, claims; /* ... that the guest stood still */
     /* The folder of the images. */
@@ -79,11 +83,13 @@ struct world {
     unsigned char synced;  /* base and overlay are alike and the guest's writes wait */
     unsigned char jobs;    /* merges that run */
     unsigned char late_files, late_cut, late_job, late_final;
+    unsigned char late_mirror, late_pivot, late_restore;
     /* The guest. */
     unsigned char frozen; /* or its hooks have run */
     unsigned char late_agent;
     unsigned char held;        /* frozen on purpose, with a guard that thaws in time */
     unsigned char stood_still; /* frozen when it was cut */
+    unsigned char anew;        /* it was reset since its disks were changed */
 };
 
 /* What the flow remembers, beside the engine. */
@@ -97,6 +103,7 @@ struct memory {
     unsigned char quiesce_failed, unverified;
     unsigned char recorded; /* "snapshot taken" is what the user is told */
     unsigned char action;   /* of a recovery */
+    unsigned char anew;     /* ... of a restore: the guest runs on the restored disks */
     unsigned char stalled;  /* our own process slept through a limit */
     unsigned char faults;   /* some; no more than that is counted */
 };
@@ -148,6 +155,14 @@ enum kind {
     CANCEL_JOB,
     FINALIZE, /* the VM runs on the base */
     HOLD,     /* the guard keeps the guest frozen */
+    /* A restore of these disks. */
+    SAY_HALTING,
+    HALT,          /* the VM */
+    MIRROR,        /* the job is pending */
+    CANCEL_MIRROR, /* the disk stays what it is */
+    PIVOT,         /* the VM's disk is the overlay */
+    RESET,         /* the guest begins anew */
+    GO_ON,
 };
 
 struct act {
@@ -211,11 +226,46 @@ on_overlays(const struct world *w)
     return w->cut & ~w->synced;
 }
 
+/* What is not as it should be after a restore, done or undone. */
+static const char *
+unsettled_restore(const struct world *w)
+{
+    bool restored = w->turned;
+
+    if (w->jobs || w->late_files || w->late_mirror || w->late_pivot || w->late_restore ||
+        w->stopped)
+        return "no journal, but something under way in QEMU";
+    if (w->turned != (restored ? ALL : 0) || w->files != w->turned)
+        return "no journal, but some disks are restored and others not";
+    if (w->next_overlay || w->next_base)
+        return "no journal, but names of a restore";
+    if (!w->dead && w->cut != w->turned)
+        return "no journal, but a VM that runs on other disks than its names say";
+    if (w->record != (restored ? SUCCEEDED : NO_RECORD))
+        return "no journal, but the state before has not the record that it should have";
+    return NULL;
+}
+
+/* Of a restore, whenever somebody looks: a VM that runs, runs on disks of one state only, which are
+ * those that its names lead to, with a guest that knows no others. */
+static void
+check_running(const struct world *w)
+{
+    if (w->dead || w->stopped)
+        return;
+    must(w->cut == 0 || w->cut == ALL, "the VM runs on disks of two states");
+    must(w->turned == w->cut, "the VM runs on other disks than its names lead to");
+    must(!w->cut || w->anew, "the guest goes on on disks that it does not know");
+}
+
 /* What is not as it should be when nobody works on this VM and there is no journal; NULL: nothing.
  */
 static const char *
 unsettled(const struct world *w)
 {
+    if (w->operation == RESTORE)
+        return unsettled_restore(w);
+
     unsigned stray = w->files | w->turned | w->next_overlay | w->next_base;
 
     if (w->frozen || (w->late_agent & LATE_FREEZE))
@@ -246,7 +296,8 @@ die(struct world *w, bool with_data)
     w->dead = true;
     w->frozen = w->late_agent = w->stopped = 0;
     w->jobs = w->late_files = w->late_cut = w->late_job = w->late_final = 0;
-    if (!with_data)
+    w->late_mirror = w->late_pivot = w->late_restore = w->anew = 0;
+    if (!with_data || w->operation == RESTORE) /* there, the names alone count */
         w->cut = 0;
 }
 
@@ -260,6 +311,11 @@ check_world(const struct world *w)
         return;
     if (!w->journal)
         must(!unsettled(w), unsettled(w));
+    if (w->operation == RESTORE) {
+        check_running(w);
+        must(!w->stopped || (w->journal && w->said_halting),
+             "the VM is stopped and the journal does not say so");
+    }
     if (w->frozen || (w->late_agent & LATE_FREEZE))
         must(w->journal && w->said_froze && !w->said_thawed,
              "the guest may be frozen and the journal does not say so");
@@ -269,6 +325,7 @@ check_world(const struct world *w)
     /* The sockets go with us, and what is in them. */
     crashed.late_agent = 0;
     crashed.late_files = crashed.late_cut = crashed.late_job = crashed.late_final = 0;
+    crashed.late_mirror = crashed.late_pivot = crashed.late_restore = 0;
     check_world(&crashed);
     /* QEMU goes as well. The guest has written since the cut, or has not. */
     crashed = *w;
@@ -308,8 +365,40 @@ finalize(struct world *w, unsigned disks)
 }
 
 static void
+pivot(struct world *w, unsigned disks)
+{
+    must(w->stopped, "a disk of a running VM is changed");
+    must((w->turned & disks) == disks, "a disk is changed before its name is turned");
+    w->cut |= disks;
+    w->jobs &= ~disks;
+    w->anew = false;
+}
+
+static void
+reset(struct world *w)
+{
+    w->anew = w->cut == ALL;
+}
+
+static void
+land_restore(struct world *w)
+{
+    if (w->late_restore & LATE_STOP)
+        w->stopped = true;
+    w->jobs |= w->late_mirror;
+    if (w->late_pivot)
+        pivot(w, w->late_pivot);
+    if (w->late_restore & LATE_RESET)
+        reset(w);
+    if (w->late_restore & LATE_CONTINUE)
+        w->stopped = false;
+    w->late_mirror = w->late_pivot = w->late_restore = 0;
+}
+
+static void
 land_qemu(struct world *w)
 {
+    land_restore(w);
     w->files |= w->late_files;
     if (w->late_cut) {
         w->cut = ALL;
@@ -339,14 +428,20 @@ owes(const struct state *s, unsigned debts)
 static bool
 recovers(const struct state *s)
 {
-    return s->engine.table == &vf_recover_table;
+    return s->engine.table == &vf_recover_table || s->engine.table == &vf_restore_recover_table;
 }
 
-/* Nothing else has one. */
+static bool
+restores(const struct state *s)
+{
+    return s->engine.table == &vf_restore_table;
+}
+
+/* Nothing else has one, and not for ever. */
 static bool
 has_deadline(const struct state *s)
 {
-    return s->engine.table == &vf_snapshot_table;
+    return s->engine.table == &vf_snapshot_table || (restores(s) && !s->engine.committed);
 }
 
 static bool
@@ -376,6 +471,19 @@ check_booked(const struct state *s, struct act act)
     case CUT:
         must(owes(s, VF_OWE_CUT | VF_OWE_RESOLVE), "a cut that nobody owes to undo");
         break;
+    case HALT:
+        must(owes(s, VF_OWE_HALT), "a VM is stopped that nobody owes to let go on");
+        break;
+    case MIRROR:
+        must(owes(s, VF_OWE_MIRROR), "a job that nobody owes to cancel");
+        break;
+    case PIVOT:
+        must(owes(s, VF_OWE_RESET), "a disk is changed, and nobody owes a reset");
+        break;
+    case SAY_HALTING:
+    case CANCEL_MIRROR:
+    case RESET:
+    case GO_ON:
     case END_JOURNAL:
     case WRITE_RECORD:
     case REMOVE_RECORD:
@@ -451,6 +559,8 @@ perform(struct state *s, struct act act)
         w->next_overlay &= ~disks;
         break;
     case RENAME:
+        must(w->operation != RESTORE || w->dead || w->stopped,
+             "a name of a running VM is turned to other disks");
         w->turned = (w->turned & ~disks) | (w->next_overlay & disks);
         w->next_overlay &= ~disks;
         w->next_base &= ~disks;
@@ -493,6 +603,29 @@ perform(struct state *s, struct act act)
     case HOLD:
         w->held = true;
         break;
+    case SAY_HALTING:
+        w->said_halting = true;
+        break;
+    case HALT:
+        w->stopped = true;
+        break;
+    case MIRROR:
+        must(w->stopped, "a job is ready at once though the VM runs");
+        w->jobs |= disks;
+        break;
+    case CANCEL_MIRROR:
+        must(!w->turned, "the change of a disk is cancelled whose name is turned");
+        w->jobs &= ~disks;
+        break;
+    case PIVOT:
+        pivot(w, disks);
+        break;
+    case RESET:
+        reset(w);
+        break;
+    case GO_ON:
+        w->stopped = false;
+        break;
     }
     instant(s);
 }
@@ -502,7 +635,8 @@ static bool
 may_be_late(struct act act)
 {
     return act.kind == FREEZE_GUEST || act.kind == THAW_GUEST || act.kind == MAKE ||
-           act.kind == CUT || act.kind == START_JOB || act.kind == FINALIZE;
+           act.kind == CUT || act.kind == START_JOB || act.kind == FINALIZE || act.kind == HALT ||
+           act.kind == MIRROR || act.kind == PIVOT || act.kind == RESET || act.kind == GO_ON;
 }
 
 static void
@@ -523,6 +657,16 @@ leave_for_later(struct state *s, struct act act)
         w->late_job |= act.what;
     else if (act.kind == FINALIZE)
         w->late_final |= act.what;
+    else if (act.kind == HALT)
+        w->late_restore |= LATE_STOP;
+    else if (act.kind == MIRROR)
+        w->late_mirror |= act.what;
+    else if (act.kind == PIVOT)
+        w->late_pivot |= act.what;
+    else if (act.kind == RESET)
+        w->late_restore |= LATE_RESET;
+    else if (act.kind == GO_ON)
+        w->late_restore |= LATE_CONTINUE;
     instant(s);
 }
 
@@ -737,6 +881,112 @@ hold_acts(const struct state *s, struct acts *acts)
 {
     (void)s;
     add(acts, HOLD, 0);
+}
+
+/* ... of a restore. */
+
+static void
+halting_acts(const struct state *s, struct acts *acts)
+{
+    (void)s;
+    add(acts, SAY_HALTING, 0);
+}
+
+static void
+halt_acts(const struct state *s, struct acts *acts)
+{
+    (void)s;
+    add(acts, HALT, 0);
+}
+
+static void
+mirror_acts(const struct state *s, struct acts *acts)
+{
+    (void)s;
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
+        add(acts, MIRROR, disk);
+}
+
+static void
+cancel_mirror_acts(const struct state *s, struct acts *acts)
+{
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
+        if (s->world.jobs & disk)
+            add(acts, CANCEL_MIRROR, disk);
+}
+
+static void
+turn_all_acts(const struct state *s, bool to_overlay, struct acts *acts)
+{
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
+        turn(&s->world, disk, to_overlay, acts);
+}
+
+/* While a rename fails, the names go back, since the VM stands still; unless that fails, too. */
+static void
+flip_gives_up(struct state *s)
+{
+    struct acts acts = {.count = 0};
+
+    turn_all_acts(s, false, &acts);
+    for (size_t i = 0; i < acts.count; i++)
+        perform(s, acts.list[i]);
+}
+
+/* From wherever it stands. A QEMU that has ended needs only its names. */
+static void
+pivot_acts(const struct state *s, struct acts *acts)
+{
+    const struct world *w = &s->world;
+
+    turn_all_acts(s, true, acts);
+    for (unsigned disk = 1; disk <= ALL && !w->dead; disk <<= 1) {
+        if (w->cut & disk)
+            continue;
+        if (!(w->jobs & disk))
+            add(acts, MIRROR, disk);
+        add(acts, PIVOT, disk);
+    }
+}
+
+static void
+reset_acts(const struct state *s, struct acts *acts)
+{
+    if (!s->world.dead && !s->memory.anew)
+        add(acts, RESET, 0);
+}
+
+static void
+go_on_acts(const struct state *s, struct acts *acts)
+{
+    if (s->world.stopped)
+        add(acts, GO_ON, 0);
+}
+
+static void
+restored_acts(const struct state *s, struct acts *acts)
+{
+    (void)s;
+    add(acts, WRITE_RECORD, SUCCEEDED);
+    add(acts, END_JOURNAL, 0);
+}
+
+/* Undone, or rolled forward after all; or something is stuck. */
+static void
+undo_restore_acts(const struct state *s, struct acts *acts)
+{
+    if (s->engine.committed && !(s->engine.owed & ~(unsigned)VF_OWE_RECORD) && s->world.turned)
+        restored_acts(s, acts);
+    else
+        close_journal_acts(s, acts);
+}
+
+static void
+close_restore_acts(const struct state *s, struct acts *acts)
+{
+    if (s->world.turned)
+        add(acts, WRITE_RECORD, SUCCEEDED);
+    add(acts, END_JOURNAL, 0);
 }
 
 /* ... of a recovery. */
@@ -978,6 +1228,44 @@ offline_ok(struct state *s)
         decide(s, VF_IF_FORWARD, ROLLED_FORWARD);
 }
 
+static void
+online_ok(struct state *s)
+{
+    s->engine.conditions |= VF_IF_ONLINE;
+}
+
+static void
+restored_ok(struct state *s)
+{
+    s->memory.recorded = true;
+}
+
+static void
+undo_restore_ok(struct state *s)
+{
+    if (s->world.record == SUCCEEDED) {
+        s->engine.cause = VF_CAUSE_NONE;
+        s->memory.recorded = true;
+    }
+}
+
+static void
+decide_restore_ok(struct state *s)
+{
+    if (s->world.turned)
+        decide(s, VF_IF_FORWARD, ROLLED_FORWARD);
+    else
+        decide(s, VF_IF_FILES, ROLLED_BACK);
+    if (!s->world.dead)
+        s->engine.conditions |= VF_IF_ONLINE;
+}
+
+static void
+look_at_restore_ok(struct state *s)
+{
+    s->memory.anew = !s->world.stopped && s->world.cut == ALL;
+}
+
 /* What makes that no for sure. */
 
 static bool
@@ -1039,6 +1327,8 @@ struct model {
     bool decides;       /* its OK depends on whether the deadline has passed */
     bool last_may_fail; /* OK although its last act failed */
     bool without_qemu;  /* can be done without one */
+    bool turns_back;    /* what was done of a refused step is undone by itself */
+    bool tears;         /* ... or not: then nobody can say, though nobody else was asked */
 };
 
 static const struct model models[] = {
@@ -1103,6 +1393,42 @@ static const struct model recovery_models[] = {
     {"close", .peer = US, .acts = close_recovery_acts, .refused_partly = true},
 };
 
+static const struct model restore_models[] = {
+    {"choose", .peer = US, .ok = online_ok},
+    {"guard", .peer = QEMU, .acts = halting_acts, .refused_partly = true},
+    {"halt", .peer = QEMU, .acts = halt_acts},
+    {"mirror", .peer = QEMU, .acts = mirror_acts, .refused_partly = true},
+    {"flip", .peer = US, .acts = flip_acts, .refused_partly = true, .turns_back = true,
+     .tears = true},
+    {"pivot", .peer = QEMU, .acts = pivot_acts, .refused_partly = true, .without_qemu = true},
+    {"reset", .peer = QEMU, .acts = reset_acts, .without_qemu = true},
+    {"go-on", .peer = QEMU, .acts = go_on_acts, .without_qemu = true},
+    {"tidy", .peer = QEMU, .without_qemu = true},
+    {"record", .peer = US, .acts = restored_acts, .ok = restored_ok, .refused_partly = true,
+     .last_may_fail = true},
+    {"undo-turn", .peer = QEMU, .acts = pivot_acts, .refused_partly = true, .without_qemu = true},
+    {"undo-reset", .peer = QEMU, .acts = reset_acts, .without_qemu = true},
+    {"undo-mirror", .peer = QEMU, .acts = cancel_mirror_acts, .refused_partly = true,
+     .without_qemu = true},
+    {"undo-halt", .peer = QEMU, .acts = go_on_acts, .without_qemu = true},
+    {"undo-record", .peer = US, .acts = undo_restore_acts, .ok = undo_restore_ok,
+     .refused_partly = true},
+};
+
+static const struct model restore_recovery_models[] = {
+    {"read", .peer = US},
+    {"decide", .peer = US, .ok = decide_restore_ok},
+    {"look", .peer = QEMU, .ok = look_at_restore_ok},
+    {"halt", .peer = QEMU, .acts = halt_acts},
+    {"unmirror", .peer = QEMU, .acts = cancel_mirror_acts, .refused_partly = true,
+     .without_qemu = true},
+    {"pivot", .peer = QEMU, .acts = pivot_acts, .refused_partly = true, .without_qemu = true},
+    {"reset", .peer = QEMU, .acts = reset_acts, .without_qemu = true},
+    {"go-on", .peer = QEMU, .acts = go_on_acts, .without_qemu = true},
+    {"tidy", .peer = QEMU, .without_qemu = true},
+    {"close", .peer = US, .acts = close_restore_acts, .refused_partly = true},
+};
+
 static const struct model *
 find_model(const struct model *list, size_t count, const char *step)
 {
@@ -1117,7 +1443,14 @@ model_of(const struct state *s, const struct vf_step *step)
 {
     const struct model *found = NULL;
 
-    if (recovers(s))
+    if (restores(s))
+        found =
+            find_model(restore_models, sizeof restore_models / sizeof *restore_models, step->name);
+    if (s->engine.table == &vf_restore_recover_table)
+        found = find_model(restore_recovery_models,
+                           sizeof restore_recovery_models / sizeof *restore_recovery_models,
+                           step->name);
+    if (!found && recovers(s))
         found = find_model(recovery_models, sizeof recovery_models / sizeof *recovery_models,
                            step->name);
     if (!found)
@@ -1152,6 +1485,14 @@ check_order(const struct state *s, const struct vf_step *step)
         must(!(step->pays & (VF_OWE_CUT | VF_OWE_FILES)), "a cut in doubt is undone");
     if (engine->owed & VF_OWE_CUT)
         must(!(step->pays & VF_OWE_FILES), "files of a cut are removed");
+    if (engine->owed & VF_OWE_TURN)
+        must((step->pays & VF_OWE_TURN) || !(step->pays & (VF_OWE_FILES | VF_OWE_MIRROR)),
+             "what names lead to is removed");
+    if (engine->owed & VF_OWE_TURN)
+        must(!(step->pays & (VF_OWE_RESET | VF_OWE_HALT)), "a VM goes on while its disks change");
+    if (engine->owed & VF_OWE_MIRROR)
+        must((step->pays & VF_OWE_MIRROR) || !(step->pays & VF_OWE_FILES),
+             "files are removed that a job works on");
 }
 
 static void end_at_once(struct state *s);
@@ -1169,7 +1510,7 @@ start(void *flow, const struct vf_step *step)
     s->waiting = true;
     if (s->model->begins)
         s->model->begins(s);
-    if (s->engine.cancelled && s->model->peer == US)
+    if (s->engine.cancelled && !s->engine.committed && s->model->peer == US)
         end_at_once(s);
 }
 
@@ -1298,7 +1639,7 @@ offer_ok(const struct state *s, struct options *options, size_t acts)
 
     offer_reply(s, options, choice);
     for (int timing = CANCELLED_WHEN_DONE; timing <= CANCELLED_WHEN_BEGUN; timing++)
-        if (!s->engine.unwinding)
+        if (!s->engine.unwinding && !s->engine.committed)
             offer(options, (struct choice){.kind = REPLY_OK, .timing = (unsigned char)timing});
     if (s->model->decides) {
         choice.variant = 1;
@@ -1351,6 +1692,14 @@ offer_hopeless(const struct state *s, struct options *options)
         offer(options, (struct choice){.kind = REPLY_REFUSED, .variant = true});
 }
 
+/* Some acts were done, and could not be undone. */
+static void
+offer_torn(struct options *options, const struct acts *acts)
+{
+    for (size_t i = 1; i < acts->count; i++)
+        offer(options, (struct choice){.kind = REPLY_LOST, .acts = (unsigned char)i});
+}
+
 static bool
 hopeless(const struct choice *choice)
 {
@@ -1385,7 +1734,7 @@ list_options(const struct state *s, struct options *options)
     options->count = 0;
     if (s->engine.pausing) {
         offer(options, (struct choice){.kind = PAUSE});
-        if (!s->engine.unwinding) {
+        if (!s->engine.unwinding && !s->engine.committed) {
             offer(options, (struct choice){.kind = CANCEL});
             if (has_deadline(s))
                 offer(options, (struct choice){.kind = DEADLINE});
@@ -1410,12 +1759,14 @@ list_options(const struct state *s, struct options *options)
     for (size_t i = 0; i == 0 || i <= refusals_most(model, acts.count); i++)
         offer_reply(s, options, (struct choice){.kind = REPLY_REFUSED, .acts = (unsigned char)i});
     offer_hopeless(s, options);
+    if (model->tears)
+        offer_torn(options, &acts);
     if (model->peer == US || s->world.dead)
         return;
     offer_unanswered(s, options, &acts, REPLY_LOST);
     offer_unanswered(s, options, &acts, SILENCE);
     offer_unanswered(s, options, &acts, DEATH);
-    if (s->engine.unwinding)
+    if (s->engine.unwinding || s->engine.committed)
         return;
     offer_unanswered(s, options, &acts, CANCEL);
     if (has_deadline(s))
@@ -1452,6 +1803,8 @@ happen(struct state *s, const struct choice *choice)
         perform(s, acts.list[i]);
     if (choice->late)
         leave_for_later(s, acts.list[done]);
+    if (s->model->turns_back && choice->kind == REPLY_REFUSED)
+        flip_gives_up(s);
     if (s->model->merges && choice->kind == REPLY_REFUSED)
         merge_gives_up(s, true);
     if (s->model->merges && choice->kind == REPLY_LOST)
@@ -1528,7 +1881,8 @@ reply(struct state *s, const struct choice *choice, enum vf_outcome outcome)
     vf_engine_complete(&s->engine, outcome);
     s->cancels_at = NEVER;
     if (choice->timing >= CANCELLED_WHEN_DONE)
-        must(s->engine.unwinding || s->done, "a cancel from a callback is not heard");
+        must(s->engine.unwinding || s->done || s->engine.committed,
+             "a cancel from a callback is not heard");
 }
 
 /* Elsewhere the steps of our own wait for a choice like all others; but when somebody cancels
@@ -1621,7 +1975,7 @@ check_waiting(const struct state *s)
     must(s->armed > s->now && s->armed < INT64_MAX, "the engine waits for ever");
     if (engine->pausing)
         must(s->armed <= s->now + 1000 * step->pause_ms, "a pause is too long");
-    if (!engine->unwinding)
+    if (!engine->unwinding && !engine->committed)
         due = least(due, engine->deadline_us);
     if (!engine->unwinding && is_frozen_window(s))
         due = least(due, s->freeze_sent + 1000 * engine->frozen_limit_ms);
@@ -1674,6 +2028,29 @@ check_snapshot_end(const struct state *s)
         must(m->recorded && w->record == SUCCEEDED && !s->engine.owed, "no fault and no success");
 }
 
+static void
+check_restore_end(const struct state *s)
+{
+    const struct world *w = &s->world;
+    unsigned owed = s->engine.owed;
+
+    if (s->memory.recorded)
+        must(w->turned == ALL && w->record == SUCCEEDED, "told to be restored, and is not");
+    else
+        must(s->engine.cause != VF_CAUSE_NONE, "a failure without a cause");
+    if (s->engine.committed && w->turned)
+        must(s->engine.cause != VF_CAUSE_DEADLINE && s->engine.cause != VF_CAUSE_CANCELLED,
+             "no way back, but a deadline or a cancel");
+    if (w->turned != 0 && w->turned != ALL)
+        must(owed & VF_OWE_TURN, "names of two states, and nobody owes to turn them");
+    if (!w->dead && w->stopped)
+        must(owed & (VF_OWE_HALT | VF_OWE_RESET | VF_OWE_TURN), "the VM is left stopped");
+    if (!owed && !s->memory.recorded)
+        must(!w->journal, "nothing is owed, but there is a journal");
+    if (!s->memory.faults)
+        must(s->memory.recorded && !owed && !w->journal, "no fault and no success");
+}
+
 /* Nothing is left undone but what was tried for long enough, and what has to wait for that. */
 static void
 check_served(const struct state *s)
@@ -1704,6 +2081,8 @@ check_end(const struct state *s)
              "the guest is frozen and no thaw is owed");
     if (s->engine.table == &vf_snapshot_table)
         check_snapshot_end(s);
+    if (restores(&landed))
+        check_restore_end(&landed);
     if (s->engine.table == &vf_freeze_table && !s->engine.owed && !s->world.held)
         must(!s->world.journal, "nothing is owed, but there is a journal");
     if (s->engine.table == &vf_freeze_table && s->engine.cause != VF_CAUSE_NONE)
@@ -1718,7 +2097,7 @@ check_end(const struct state *s)
 
 /* Exploration. */
 
-enum { KEY_SIZE = 112, WORLD_KEY_SIZE = 32 };
+enum { KEY_SIZE = 120, WORLD_KEY_SIZE = 40 };
 
 /* A set of byte strings, each with a number. */
 struct set {
@@ -1823,8 +2202,8 @@ make_key(const struct state *s, size_t faults, unsigned char key[KEY_SIZE])
     put(&at, forward ? time_left(s, engine->deadline_us) : 0);
     put(&at, (int64_t)engine->owed << 32 | engine->given_up);
     put(&at, (int64_t)engine->conditions << 32 | (int64_t)engine->cause << 16 |
-                 engine->unwinding << 3 | engine->pausing << 2 | engine->cancelled << 1 |
-                 engine->finished);
+                 engine->committed << 4 | engine->unwinding << 3 | engine->pausing << 2 |
+                 engine->cancelled << 1 | engine->finished);
     put(&at, (int64_t)faults << 8 | engine->step);
     memcpy(at, &s->world, sizeof s->world);
     at += sizeof s->world;
@@ -2081,6 +2460,12 @@ play(const char *what, const struct vf_table *table, struct world world, unsigne
          states.count, transitions, crash_count);
 }
 
+static const struct vf_table *
+recovery_of(const struct world *w)
+{
+    return w->journal && w->operation == RESTORE ? &vf_restore_recover_table : &vf_recover_table;
+}
+
 static void
 play_recoveries(void)
 {
@@ -2094,7 +2479,7 @@ play_recoveries(void)
         origin = crashes[i].how;
         struct world world = crashes[i].world;
 
-        sequences += explore_from(&vf_recover_table, &world, 0);
+        sequences += explore_from(recovery_of(&world), &world, 0);
     }
     if (!ok(!violation, "recovery after every crash: every sequence of outcomes"))
         diag("%s: %s", violation, violation_path);
@@ -2120,11 +2505,14 @@ main(void)
     const struct world a_snapshot = {
         .operation = DELETE, .record = SUCCEEDED, .files = ALL, .turned = ALL, .cut = ALL};
     const struct world by_hand = {.operation = FREEZE};
+    const struct world to_restore = {.operation = RESTORE};
 
     check_table(&vf_snapshot_table);
     check_table(&vf_delete_table);
     check_table(&vf_freeze_table);
     check_table(&vf_recover_table);
+    check_table(&vf_restore_table);
+    check_table(&vf_restore_recover_table);
     agent_answers = no_agent_is_there;
     play("snapshot without an agent", &vf_snapshot_table, nothing, 0);
     play("snapshot without an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);
@@ -2133,6 +2521,7 @@ main(void)
     play("snapshot with an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);
     play("freeze", &vf_freeze_table, by_hand, 0);
     play("delete", &vf_delete_table, a_snapshot, 0);
+    play("restore", &vf_restore_table, to_restore, 0);
     play_recoveries();
     release_all();
     return done_testing();
