@@ -324,7 +324,9 @@ VMFROST_API enum vmfrost_code vmfrost_storage_remove(struct vmfrost *context, co
 /* A JSON array of all VMs: {"name":, "settings": {...}, "snapshots": N, "interrupted": bool}. */
 VMFROST_API enum vmfrost_code vmfrost_vms(struct vmfrost *context, char **json_r,
                                           struct vmfrost_error *error_r);
-/* A JSON array of the records of one VM, or of all if `vm` is NULL, oldest first. */
+/* A JSON array of the records of one VM, or of all if `vm` is NULL, oldest first. Each has "parent"
+ * (the snapshot that it builds on, or null) and "current" (the VM's present state builds on it)
+ * besides, and "readyToUse" is as its images are now: docs/record.md. */
 VMFROST_API enum vmfrost_code vmfrost_list(struct vmfrost *context, const char *vm, char **json_r,
                                            struct vmfrost_error *error_r);
 /* One record. */

@@ -56,8 +56,12 @@ const struct command command_list = {
     .name = "list",
     .help = "the snapshots of a VM, or of all",
     .synopsis = "[VM | --qmp PATH] [OPTION]...",
-    .about = "A table of snapshots, oldest first: how good each one is, its age, its disks, and\n"
-             "for how long the guest was frozen for it. With --json, an array of records.\n",
+    .about =
+        "A table of snapshots, oldest first: how good each one is, its age, its disks, and\n"
+        "for how long the guest was frozen for it. Where a restore has made them branch, each\n"
+        "stands below the one that it builds on; the one that the present state builds on is\n"
+        "marked. With --json, an array of records, oldest first, with \"parent\" and "
+        "\"current\".\n",
     .examples = "  vmfrost list\n"
                 "  vmfrost list web --json | jq -r '.[] | select(.readyToUse) | .name'\n",
     .kind = COMMAND_READS,

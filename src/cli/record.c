@@ -6,6 +6,7 @@
 
 #include "cli/format.h"
 #include "cli/table.h"
+#include "cli/tree.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
@@ -375,20 +376,34 @@ record_print(struct cli *cli, struct json_object *record)
 }
 
 void
+record_add_remark(struct table *table, struct json_object *record)
+{
+    /* A Succeeded one was ready when it was written. */
+    if (record_phase(record) == PHASE_SUCCEEDED && !vf_json_bool(record, "readyToUse", true))
+        table_cell(table, STYLE_BAD, "an image of it is missing");
+    else
+        table_cell(table, STYLE_HINT, "%s",
+                   vf_json_bool(record, "current", false) ? "<- you are here" : "");
+}
+
+void
 record_print_table(struct cli *cli, struct json_object *records)
 {
     AUTO_TABLE struct table table = {.headings = {"VM", "NAME", "PHASE", "CONSISTENCY", "AGE",
-                                                  "DISKS", "FROZEN"},
+                                                  "DISKS", "FROZEN", ""},
                                      .right = {[4] = true, [5] = true, [6] = true}};
+    AUTO_TREE struct tree tree;
 
-    for (size_t i = 0; i < vf_json_length(records); i++) {
-        struct json_object *record = vf_json_at(records, i);
+    tree_make(&tree, records, cli->out.utf8);
+    for (size_t i = 0; i < tree.count; i++) {
+        struct json_object *record = tree.rows[i].record;
         VF_AUTO_FREE char *age = record_age(record);
         double frozen_ms;
         char text[FORMAT_SIZE];
 
         table_maybe(&table, STYLE_PLAIN, vf_json_string(record, "vm"));
-        table_maybe(&table, STYLE_BOLD, vf_json_string(record, "name"));
+        table_cell(&table, STYLE_BOLD, "%s%s", tree.rows[i].branch,
+                   text_or(vf_json_string(record, "name"), "-"));
         table_maybe(&table, record_phase_style(record), vf_json_string(record, "phase"));
         table_maybe(&table, STYLE_PLAIN, vf_json_string(record, "consistency"));
         table_cell(&table, STYLE_PLAIN, "%s", age);
@@ -397,6 +412,7 @@ record_print_table(struct cli *cli, struct json_object *records)
             table_cell(&table, STYLE_PLAIN, "%s", format_ms(frozen_ms, text));
         else
             table_maybe(&table, STYLE_PLAIN, NULL);
+        record_add_remark(&table, record);
     }
     table_print(&table, &cli->out);
 }

@@ -31,6 +31,11 @@ void record_print(struct cli *cli, struct json_object *record);
 /* A table of an array of records. */
 void record_print_table(struct cli *cli, struct json_object *records);
 
+/* The last cell of a row about it: whether the VM's present state builds on it, or what is wrong.
+ */
+struct table;
+void record_add_remark(struct table *table, struct json_object *record);
+
 /* The "warnings" of any document, on the given output. */
 void print_warnings(struct cli *cli, struct out *out, struct json_object *document);
 

@@ -48,10 +48,9 @@ columns_of(const struct table *table)
 }
 
 static void
-print_cell(const struct table *table, struct out *out, size_t column, size_t width,
+print_cell(const struct table *table, struct out *out, size_t column, size_t width, bool last,
            enum style style, const char *text)
 {
-    bool last = column + 1 == columns_of(table);
     size_t used = out_width(out, text);
     int padding = width > used ? (int)(width - used) : 0;
 
@@ -65,6 +64,20 @@ print_cell(const struct table *table, struct out *out, size_t column, size_t wid
         out_text(out, STYLE_PLAIN, "%*s", padding, "");
     if (last)
         out_raw(out, "\n");
+}
+
+/* Nothing is printed for empty cells at its end. */
+static void
+print_row(const struct table *table, struct out *out, const size_t *widths,
+          const struct table_cell *cells)
+{
+    size_t count = columns_of(table);
+
+    while (count > 1 && !*cells[count - 1].text)
+        count--;
+    out_text(out, STYLE_PLAIN, "%*s", table->indent, "");
+    for (size_t i = 0; i < count; i++)
+        print_cell(table, out, i, widths[i], i + 1 == count, cells[i].style, cells[i].text);
 }
 
 void
@@ -83,17 +96,13 @@ table_print(const struct table *table, struct out *out)
         if (width > widths[i % columns])
             widths[i % columns] = width;
     }
-    for (size_t i = 0; i < columns; i++) {
-        if (i == 0)
-            out_text(out, STYLE_PLAIN, "%*s", table->indent, "");
-        print_cell(table, out, i, widths[i], STYLE_BOLD, table->headings[i]);
-    }
-    for (size_t i = 0; i < table->count; i++) {
-        if (i % columns == 0)
-            out_text(out, STYLE_PLAIN, "%*s", table->indent, "");
-        print_cell(table, out, i % columns, widths[i % columns], table->cells[i].style,
-                   table->cells[i].text);
-    }
+    struct table_cell headings[TABLE_COLUMNS_MAX] = {{NULL, STYLE_PLAIN}};
+
+    for (size_t i = 0; i < columns; i++)
+        headings[i] = (struct table_cell){(char *)table->headings[i], STYLE_BOLD};
+    print_row(table, out, widths, headings);
+    for (size_t i = 0; i + columns <= table->count; i += columns)
+        print_row(table, out, widths, table->cells + i);
 }
 
 void

@@ -7,6 +7,7 @@
 #include "cli/format.h"
 #include "cli/record.h"
 #include "cli/table.h"
+#include "cli/tree.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
@@ -124,18 +125,22 @@ static void
 print_chain(struct out *out, struct json_object *status)
 {
     struct json_object *snapshots = vf_json_array(status, "snapshots");
-    AUTO_TABLE struct table table = {.headings = {"SNAPSHOT", "PHASE", "CONSISTENCY", "AGE"},
+    AUTO_TABLE struct table table = {.headings = {"SNAPSHOT", "PHASE", "CONSISTENCY", "AGE", ""},
                                      .right = {[3] = true},
                                      .indent = 2};
+    AUTO_TREE struct tree tree;
 
-    for (size_t i = 0; i < vf_json_length(snapshots); i++) {
-        struct json_object *snapshot = vf_json_at(snapshots, i);
+    tree_make(&tree, snapshots, out->utf8);
+    for (size_t i = 0; i < tree.count; i++) {
+        struct json_object *snapshot = tree.rows[i].record;
         VF_AUTO_FREE char *age = record_age(snapshot);
 
-        table_maybe(&table, STYLE_BOLD, vf_json_string(snapshot, "name"));
+        table_cell(&table, STYLE_BOLD, "%s%s", tree.rows[i].branch,
+                   text_or(vf_json_string(snapshot, "name"), "-"));
         table_maybe(&table, record_phase_style(snapshot), vf_json_string(snapshot, "phase"));
         table_maybe(&table, STYLE_PLAIN, vf_json_string(snapshot, "consistency"));
         table_cell(&table, STYLE_PLAIN, "%s", age);
+        record_add_remark(&table, snapshot);
     }
     if (table.count > 0)
         out_raw(out, "\n");

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (CLUSTER, SIZE, Qemu, Tap, blockdev, drive, go_on, make_image, run)
+from bare import (CLUSTER, SIZE, Qemu, Tap, blockdev, drive, go_on, lab, make_image, run)
 
 
 def found(vm):
@@ -336,11 +336,73 @@ def in_flux(t):
         t.is_(times, [(vm.disks / "web@three.qcow2").stat().st_mtime_ns], "... by its time")
 
 
+def drawn(t):
+    """Snapshots as a tree."""
+    def listed(command="list", locale="C.UTF-8", columns=slice(1, None)):
+        done = lab.start_vmfrost([command, "web"], env={"LC_ALL": locale},
+                                 state_dir=vm.state).wait(60)
+        lines = done.out.splitlines()
+        if command == "status":
+            lines = lines[[line.split()[:1] for line in lines].index(["SNAPSHOT"]):]
+        # What stands in between does not matter here.
+        return [(line.partition("Succeeded")[0].split(" ", 2)[-1].rstrip(),
+                 line.rpartition("  ")[2] if "<-" in line or "missing" in line else "")
+                for line in lines[columns]]
+
+    def parents():
+        return {record["name"]: (record["parent"], record["current"])
+                for record in vm.vmfrost("list").result}
+
+    with Qemu(drive("web") + drive("data"), ["web.qcow2", "data.qcow2"]) as vm:
+        vm.vmfrost("add", "web")
+        t.is_(vm.vmfrost("list").result, [], "no snapshots, no tree")
+        vm.take("one", "--exclude", "data")
+        vm.write("web", 1)
+        vm.take("two")
+        vm.vmfrost("snapshot", "@failed", "--exclude", "web", "--exclude", "data")
+        here = "<- you are here"
+        t.is_(parents(), {"one": (None, False), "two": ("one", True)}, "a straight chain")
+        t.is_(listed(), [("one", ""), ("two", here)], "... is a plain list")
+
+        vm.vmfrost("restore", "@one", "--reset", "--keep-name", "kept")
+        t.is_(parents(), {"one": (None, True), "two": ("one", False), "kept": ("two", False)},
+              "restored to its beginning")
+        vm.take("three")
+        vm.vmfrost("restore", "@two", "--reset", "--discard")
+        vm.take("four")
+        t.is_(parents(), {"one": (None, False), "two": ("one", False), "kept": ("two", False),
+                          "three": ("one", False), "four": ("two", True)}, "two branches")
+        wanted = [("one", ""), ("├─ two", ""), ("│  ├─ kept", ""), ("│  └─ four", here),
+                  ("└─ three", "")]
+        t.is_(listed(), wanted, "... are drawn")
+        t.is_(listed("status"), wanted, "... by status, too")
+        t.is_(listed(locale="C"), [("one", ""), ("|- two", ""), ("|  |- kept", ""),
+                                   ("|  `- four", here), ("`- three", "")], "... in ASCII")
+        (vm.disks / "web@two.qcow2").rename(vm.disks / "moved")
+        lost = "an image of it is missing"
+        t.is_(listed(), [("one", ""), ("three", ""), ("two", lost), ("├─ kept", lost),
+                         ("└─ four", lost)], "... and what cannot be used any more")
+        (vm.disks / "moved").rename(vm.disks / "web@two.qcow2")
+
+    # Headers that nobody writes: on one disk two is below one, on the other one below two.
+    with Qemu(drive("web") + drive("data"), ["web.qcow2", "data.qcow2"]) as vm:
+        vm.vmfrost("add", "web")
+        vm.take("one")
+        vm.take("two")
+        vm.kill()
+        run("qemu-img", "rebase", "-u", "-b", "", vm.disks / "data@two.qcow2")
+        run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", "data@two.qcow2",
+            vm.disks / "data@one.qcow2")
+        t.is_({name: parent for name, (parent, _) in parents().items()},
+              {"one": "two", "two": "one"}, "parents that are each other's")
+        t.is_([name for name, _ in listed()], ["one", "two"], "... end in a list all the same")
+
+
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (modified, missing, golden, damaged, started_again, wrong_image, parted, deep,
-                     old, full, in_flux):
+                     old, full, in_flux, drawn):
             if only in part.__name__:
                 part(t)
 
