@@ -253,6 +253,10 @@ check_image(struct vf_flow *flow, const struct vf_tree *tree, size_t index)
     vf_json_add_string(entry, "snapshot", image->snapshot);
     vf_json_add_bool(entry, "current", image->current);
     vf_json_add_string(entry, "format", image->format);
+    if (vf_tree_elsewhere(tree)) {
+        complain(entry, RESULT_WARNING, vf_strdup("it is not on this host, and was not looked at"));
+        return;
+    }
     if (image->problem)
         complain(entry, RESULT_ERROR, vf_strdup(image->problem));
     check_record(entry, image, written);

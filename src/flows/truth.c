@@ -39,35 +39,13 @@ is_ready(struct json_object *record)
     return vf_json_bool(record, "readyToUse", false);
 }
 
-/* An image whose file the records have never seen cannot be said to be missing: QEMU may run on
- * another host. */
-static bool
-is_elsewhere(const struct vf_image *image)
-{
-    return image->trouble == VF_TROUBLE_MISSING && image->snapshot &&
-           !vf_inode_known(image->recorded.inode) && !vf_starts_with(image->path, "/dev/");
-}
-
-static bool
-is_tree_elsewhere(const struct vf_tree *tree)
-{
-    bool elsewhere = false;
-
-    for (size_t i = 0; i < tree->count; i++) {
-        if (vf_inode_known(tree->images[i].inode))
-            return false;
-        elsewhere |= is_elsewhere(&tree->images[i]);
-    }
-    return elsewhere;
-}
-
 /* The image is not in its place. */
 static bool
 is_gone(const struct vf_image *image)
 {
     switch (image->trouble) {
     case VF_TROUBLE_MISSING:
-        return !is_elsewhere(image);
+        return !vf_image_elsewhere(image);
     case VF_TROUBLE_OTHER:
         return true;
     case VF_TROUBLE_NONE:
@@ -102,7 +80,7 @@ doubt(struct json_object *record, const struct vf_tree *tree)
 {
     const char *name = vf_json_string(record, "name");
 
-    if (!is_ready(record) || is_tree_elsewhere(tree))
+    if (!is_ready(record) || vf_tree_elsewhere(tree))
         return;
     for (size_t i = vf_tree_find_snapshot(tree, name); i != VF_NO_IMAGE;
          i = tree->images[i].parent) {
@@ -359,7 +337,7 @@ look_at_image(struct truth *truth, const struct vf_tree *tree, size_t index)
     case VF_TROUBLE_NONE:
         break;
     case VF_TROUBLE_MISSING:
-        if (is_elsewhere(image))
+        if (vf_image_elsewhere(image))
             return;
         find_gone(truth, tree, index);
         return;
@@ -414,7 +392,7 @@ look_at_files(struct truth *truth)
     for (size_t i = 0; i < truth->forest.count; i++) {
         const struct vf_tree *tree = &truth->forest.trees[i];
 
-        if (is_tree_elsewhere(tree))
+        if (vf_tree_elsewhere(tree))
             continue;
         for (size_t k = 0; k < tree->count; k++)
             look_at_image(truth, tree, k);

@@ -562,6 +562,26 @@ vf_forest_release(struct vf_forest *forest)
 
 /* --- Others --- */
 
+bool
+vf_image_elsewhere(const struct vf_image *image)
+{
+    return image->trouble == VF_TROUBLE_MISSING && image->snapshot &&
+           !vf_inode_known(image->recorded.inode) && !vf_starts_with(image->path, "/dev/");
+}
+
+bool
+vf_tree_elsewhere(const struct vf_tree *tree)
+{
+    bool elsewhere = false;
+
+    for (size_t i = 0; i < tree->count; i++) {
+        if (vf_inode_known(tree->images[i].inode))
+            return false;
+        elsewhere |= vf_image_elsewhere(&tree->images[i]);
+    }
+    return elsewhere;
+}
+
 char *
 vf_image_moved(const struct vf_image *image)
 {

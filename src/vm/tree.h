@@ -105,6 +105,11 @@ size_t vf_tree_children(const struct vf_tree *tree, size_t parent, size_t after)
  * means, as far as that can be told. NULL: nowhere. Owned by the caller. */
 char *vf_image_moved(const struct vf_image *image);
 
+/* A missing image that cannot be said to be so: its record has never seen its file, because QEMU
+ * runs on another host. And a tree of which nothing is here. */
+bool vf_image_elsewhere(const struct vf_image *image);
+bool vf_tree_elsewhere(const struct vf_tree *tree);
+
 /* Some qcow2 file in the image's folder that is none of the tree's images builds on it. Its path,
  * owned by the caller, goes to `path_r`, else NULL. What lies in other folders cannot be known. */
 bool vf_tree_outsiders(const struct vf_tree *tree, size_t index, char **path_r);

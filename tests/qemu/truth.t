@@ -5,12 +5,14 @@
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (CLUSTER, SIZE, Qemu, Tap, blockdev, drive, go_on, lab, make_image, run)
+from bare import (CLUSTER, ROOT, SIZE, Qemu, Tap, blockdev, drive, go_on, lab, make_image,
+                  read_out, run)
 
 
 def found(vm):
@@ -317,6 +319,36 @@ def full(t):
              and "costs as much as a copy" in warnings, f"one that holds all of it: {warnings}")
 
 
+def elsewhere(t):
+    """A QEMU that is reached over TCP may run on another host: what is not here proves nothing."""
+    folder = ROOT / "remote"
+    folder.mkdir()
+    os.chmod(folder, 0o777)
+    make_image(folder / "web.qcow2")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"tcp:127.0.0.1:{listening.getsockname()[1]}"
+    words = [*drive("web", f"{folder}/web.qcow2"), "-qmp", f"{address},server=on,wait=off"]
+    with Qemu(words, []) as vm:
+        def there(verb, *more):
+            return read_out(lab.start_vmfrost([verb, "--qmp", address, *more, "--json"],
+                                              state_dir=vm.state).wait(60))
+
+        def conditions():
+            return [condition["type"] for condition in there("status").document["conditions"]]
+
+        t.is_(there("snapshot", "@one").code, 0, "a snapshot over TCP")
+        folder.rename(ROOT / "gone")
+        t.is_(conditions(), ["AgentConnected"], "no image is here, and nobody says that one is gone")
+        t.is_([record["readyToUse"] for record in there("list").result], [True], "... nor list")
+        out = there("verify")
+        t.ok(out.code == 0 and all("not on this host" in image["problems"][0]
+                                   for image in out.document["images"]),
+             f"... and verify says so: {out.error}")
+        (ROOT / "gone").rename(folder)
+        vm.restart()
+        t.is_(conditions(), ["AgentConnected", "Diverged"], "started with the old words")
+
+
 def in_flux(t):
     """While an operation is at work, names lead anywhere."""
     with Qemu(drive("web")) as vm:
@@ -402,7 +434,7 @@ def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (modified, missing, golden, damaged, started_again, wrong_image, parted, deep,
-                     old, full, in_flux, drawn):
+                     old, full, elsewhere, in_flux, drawn):
             if only in part.__name__:
                 part(t)
 
