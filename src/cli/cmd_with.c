@@ -97,34 +97,6 @@ made_up_name(void)
     return vf_strdup(name);
 }
 
-/* A disk that goes on in a new file cannot be merged back while the VM runs, because its launcher
- * may have been told of that file: its name. NULL if there is none; if that cannot be known, the
- * snapshot will say why. Owned by the caller. */
-static char *
-stuck_disk(struct with *with)
-{
-    struct cli *cli = with->cli;
-    char *stuck = NULL;
-    struct job job;
-
-    job_init(&job, cli, cli->vm, false);
-    job.is_part = true;
-    job.op = vmfrost_check(cli->context, cli->vm, &cli->options.snapshot, NULL, job_on_done, &job);
-    jobs_wait(cli, &job, 1);
-
-    struct json_object *disks = vf_json_array(job.outcome.document, "disks");
-
-    for (size_t i = 0; i < vf_json_length(disks) && !stuck; i++) {
-        struct json_object *disk = vf_json_at(disks, i);
-        const char *naming = vf_json_string(disk, "naming"), *name = vf_json_string(disk, "name");
-
-        if (naming && name && strcmp(naming, "new-file") == 0)
-            stuck = vf_strdup(name);
-    }
-    job_release(&job);
-    return stuck;
-}
-
 /* Only a snapshot that is all that was asked for is worth running the command for. One that is
  * less is there all the same, and has to be merged back. */
 static enum vmfrost_code
@@ -370,20 +342,6 @@ leave(struct with *with)
 static void
 do_it(struct with *with)
 {
-    struct cli *cli = with->cli;
-    VF_AUTO_FREE char *stuck = stuck_disk(with);
-
-    if (stuck) {
-        VF_AUTO_FREE char *text = vf_printf("%s: disk %s would go on in a new file, which cannot "
-                                            "be merged back while the VM runs",
-                                            cli->vm, stuck);
-        VF_AUTO_FREE char *next = vf_printf("leave it out with --exclude %s, or take a `vmfrost "
-                                            "snapshot`, whose record says what to start then",
-                                            stuck);
-
-        end_and_report(with, VMFROST_FAILED, text, next);
-        return;
-    }
     if (was_stopped(with, "nothing is changed"))
         return;
     if (take(with) == VMFROST_OK)

@@ -27,17 +27,10 @@ is_same_qemu(struct vf_flow *flow, pid_t peer)
     return false;
 }
 
-static void
-on_open(void *data, const struct vf_reply *reply)
+void
+vf_note_version(struct vf_flow *flow, struct json_object *greeting)
 {
-    struct vf_flow *flow = data;
-
-    if (reply->outcome != VF_OK) {
-        vf_note(flow, VMFROST_UNREACHABLE, "%s", reply->words);
-        vf_end(flow, VF_UNKNOWN);
-        return;
-    }
-    struct json_object *version = vf_json_object(vf_json_object(reply->value, "version"), "qemu");
+    struct json_object *version = vf_json_object(vf_json_object(greeting, "version"), "qemu");
     int64_t major = 0, minor = 0, micro = 0;
 
     vf_json_int(version, "major", &major);
@@ -45,9 +38,25 @@ on_open(void *data, const struct vf_reply *reply)
     vf_json_int(version, "micro", &micro);
     free(flow->qemu_version);
     flow->qemu_version = vf_printf("%d.%d.%d", (int)major, (int)minor, (int)micro);
+}
+
+static void
+on_open(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (reply->outcome != VF_OK) {
+        if (flow->may_be_stopped && vf_go_offline(flow, reply->words))
+            return;
+        vf_note(flow, VMFROST_UNREACHABLE, "%s", reply->words);
+        vf_end(flow, VF_UNKNOWN);
+        return;
+    }
+    vf_note_version(flow, reply->value);
     if (!is_same_qemu(flow, vf_qmp_peer_pid(flow->qmp))) /* recovery knows one from the journal */
         return;
     flow->qemu = vf_process_of(vf_qmp_peer_pid(flow->qmp));
+    flow->engine.conditions |= VF_IF_ONLINE;
     vf_end(flow, VF_OK);
 }
 
@@ -73,6 +82,11 @@ vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
         fn(flow);
         return;
     }
+    if (flow->engine.conditions & VF_IF_STOPPED) {
+        flow->engine.hopeless = true;
+        vf_refuse(flow, VMFROST_UNREACHABLE, "the connection to %s is lost", VF_DAEMON_NAME);
+        return;
+    }
     flow->on_qemu = fn;
     vf_qmp_close(flow->qmp);
     vf_qmp_open(flow->qmp, flow->vm.qmp, on_open_again, flow);
@@ -86,6 +100,21 @@ vf_step_connect(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
+    flow->may_be_stopped = false;
+    vf_qmp_close(flow->qmp);
+    vf_qmp_open(flow->qmp, flow->vm.qmp, on_open, flow);
+}
+
+/* The same, or, if the VM is not running, a daemon that has QEMU's block layer: VF_IF_ONLINE or
+ * VF_IF_STOPPED. */
+void
+vf_step_reach(struct vf_flow *flow)
+{
+    if (vf_qmp_ready(flow->qmp)) {
+        vf_end(flow, VF_OK);
+        return;
+    }
+    flow->may_be_stopped = true;
     vf_qmp_close(flow->qmp);
     vf_qmp_open(flow->qmp, flow->vm.qmp, on_open, flow);
 }

@@ -1,17 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * Deleting a snapshot: a record without content is just removed; the newest snapshot of a running
- * VM is merged: the current overlay goes down into the snapshot's image, which becomes the current
- * one again.
+ * Deleting a snapshot, of a VM that runs or not, wherever it is in the tree of its disks' images. A
+ * record without content is just removed.
  *
- * From the first byte that is merged the image is no snapshot any more, so its record says so
- * before. A deletion that was interrupted is simply repeated.
+ * What has to be joined is decided by choose.c. merge.c does it where a running VM's current image
+ * goes down into the snapshot's, graft.c everywhere else; what is left over goes then, and at last
+ * the record.
+ *
+ * From the moment that it begins the record says that the snapshot is none any more. A deletion
+ * that was interrupted is settled by whatever changes the VM next: every name leads to the image
+ * that it should, the VM goes on. It is finished by `recover`, or by deleting again: what is to be
+ * done is decided anew from what is there.
  */
-#include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "flows/graft.h"
+#include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
@@ -19,122 +26,92 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "vm/graph.h"
-#include "vm/qcow2.h"
 
 enum step {
     END = VF_STEP_END,
+    NAMES,
     CONNECT,
     LOOK,
+    SETTLE,
+    TIDY,
     CHOOSE,
     ACCEPT,
     MERGE,
     FILES,
+    GRAFT,
+    DROP,
     REMOVE,
     STOP_MERGE,
     CLOSE,
     STEP_COUNT,
 };
 
+/* Settling what an earlier process left. */
+
+/* QEMU ended in the meantime: names alone decide. */
+static bool
+settle_names(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->elsewhere)
+            continue;
+        cut->merged = vf_history_merge_was_final(flow, cut);
+        if (cut->merged)
+            continue;
+        if (!vf_cut_is_flipped(cut) && vf_history_overlay_counts(flow, cut) &&
+            vf_cut_base_is_live(cut)) {
+            vf_note(flow, VMFROST_FAILED,
+                    "disk %s: QEMU was started again on %s before its name led to %s, which holds "
+                    "what the guest wrote last before that",
+                    cut->name, cut->names.top ? cut->names.top : cut->names.sealed,
+                    cut->names.overlay);
+            vf_advise(flow,
+                      "both are kept: keep what you need, remove the other, then remove %s/journal",
+                      flow->vm.folder);
+            return false;
+        }
+        if (!vf_turn_to_overlay(flow, cut))
+            return false;
+    }
+    return true;
+}
+
+/* Before anything is opened by these names. */
 static void
-set(char **slot, const char *value)
+settle_offline(struct vf_flow *flow)
 {
-    free(*slot);
-    *slot = value ? vf_strdup(value) : NULL;
+    vf_end(flow, settle_names(flow) ? VF_OK : VF_REFUSED);
 }
 
-/* The snapshot's overlay is the disk's current image: then these are its nodes in this QEMU. Or its
- * base is: then a deletion that was interrupted has merged this disk, and only its files are left.
- */
-static bool
-adopt(struct vf_flow *flow, struct vf_cut *cut, struct vmfrost_error *error)
+static void
+settle(struct vf_flow *flow)
 {
-    for (size_t i = 0; i < flow->plan.count; i++) {
-        const struct vf_disk *disk = &flow->plan.disks[i];
-        struct vf_place place = {0};
-        struct vmfrost_error ignored = {.code = VMFROST_OK};
+    flow->stopped = vf_history_left_stopped(flow);
+    for (size_t i = 0; i < flow->cut_count; i++)
+        flow->cuts[i].merged = vf_history_merge_was_final(flow, &flow->cuts[i]);
+    vf_step_stop_merge(flow);
+}
 
-        if (!disk->node || !disk->file)
-            continue;
-        bool placed = vf_disk_place(flow, disk, &place, &ignored);
-        bool found = placed && vf_inode_equal(place.inode, cut->overlay);
-        bool merged = placed && vf_inode_equal(place.inode, cut->base);
+/* What was merged to its end is put away; the others have their names, and are decided on anew. */
+static void
+tidy(struct vf_flow *flow)
+{
+    bool lives = flow->engine.conditions & VF_IF_QEMU;
 
-        vf_place_release(&place);
-        if (merged) {
-            set(&cut->overlay_node, "");
-            set(&cut->overlay_file_node, NULL);
-            set(&cut->node, disk->node);
-            set(&cut->base_file, disk->file);
-            cut->merged = true;
-            return true;
-        }
-        if (!found)
-            continue;
-        const char *base = vf_graph_child(flow->facts.graph, disk->node, "backing");
-        const char *file_node = base ? vf_graph_child(flow->facts.graph, base, "file") : NULL;
-        /* A format node's own name is "json:..." as soon as its chain differs from its header. */
-        const char *base_file = base ? vf_node_file(flow, file_node ? file_node : base) : NULL;
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
 
-        struct vf_opened opened;
-
-        /* Somebody may have put another image below the overlay since. */
-        if (!base_file || (flow->qemu.pid && cut->base.number &&
-                           (!vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base) ||
-                            !vf_process_opened(flow->qemu.pid, cut->base, &opened) ||
-                            (!opened.read_only && !opened.read_write))))
-            break;
-        set(&cut->overlay_node, disk->node);
-        set(&cut->filter, disk->root && strcmp(disk->root, disk->node) != 0 ? disk->root : NULL);
-        set(&cut->overlay_file_node, disk->file_named ? disk->file_node : NULL);
-        set(&cut->node, base);
-        set(&cut->base_file, base_file);
-        cut->own_file_node = file_node && file_node[0] != '#';
-        return true;
+        if (lives && !cut->elsewhere)
+            cut->merged = vf_is_merged(flow, cut);
+        cut->elsewhere |= !cut->merged;
     }
-    vf_fail(error, VMFROST_FAILED, "disk %s does not run on top of this snapshot now", cut->name);
-    return vf_hint(error,
-                   "only the newest snapshot of a running VM can be deleted: delete newer "
-                   "ones first (vmfrost list %s)",
-                   flow->vm.name);
+    flow->cut_begun = true;
+    vf_step_undo_files(flow);
 }
 
-/* No other image in the folder has this one as its backing file: a merge would change it under that
- * one. What lies elsewhere cannot be known. */
-static bool
-nobody_builds_on(struct vf_flow *flow, const struct vf_cut *cut)
-{
-    VF_AUTO_FREE char *folder = vf_folder_of(cut->names.sealed);
-    DIR *entries = opendir(folder);
-    bool alone = true;
-
-    for (struct dirent *entry; alone && entries && (entry = readdir(entries));) {
-        VF_AUTO_FREE char *path = vf_printf("%s/%s", folder, entry->d_name);
-        struct vmfrost_error ignored = {.code = VMFROST_OK};
-        struct vf_inode inode = vf_inode_of(path);
-        struct vf_qcow2 image;
-
-        if (entry->d_type == DT_DIR || vf_inode_equal(inode, cut->overlay) ||
-            vf_inode_equal(inode, cut->base) || !vf_qcow2_read(path, &image, &ignored))
-            continue;
-        VF_AUTO_FREE char *backing =
-            image.backing ? vf_printf("%s%s%s", image.backing[0] == '/' ? "" : folder,
-                                      image.backing[0] == '/' ? "" : "/", image.backing)
-                          : NULL;
-        struct stat about;
-
-        if (backing && stat(backing, &about) == 0 && about.st_ino == cut->base.number &&
-            about.st_dev == cut->base.device) {
-            vf_note(flow, VMFROST_FAILED, "disk %s: %s builds on %s", cut->name, path,
-                    cut->names.sealed);
-            vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '')");
-            alone = false;
-        }
-        vf_qcow2_release(&image);
-    }
-    if (entries)
-        closedir(entries);
-    return alone;
-}
+/* Beginning. */
 
 static void
 choose(struct vf_flow *flow)
@@ -142,47 +119,22 @@ choose(struct vf_flow *flow)
     struct vmfrost_error ignored = {.code = VMFROST_OK};
 
     vf_links_sweep(flow);
-    /* What a plan refuses is about cutting; a job on one of our disks matters here, too. */
+    if (!flow->record) { /* it was removed already: only the journal was left */
+        vf_cuts_parse(flow, NULL);
+        vf_end(flow, VF_OK);
+        return;
+    }
+    if (flow->resumed && !vf_cuts_parse(flow, vf_json_array(flow->record, "cuts"))) {
+        vf_refuse(flow, VMFROST_FAILED, "its record does not say which images it is made of");
+        return;
+    }
+    /* What a plan refuses is about cutting. */
     vf_plan_facts(flow, &ignored);
     if (!vf_state_allows(flow, &flow->error)) {
         vf_end(flow, VF_REFUSED);
         return;
     }
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        struct vf_cut *cut = &flow->cuts[i];
-
-        if (!adopt(flow, cut, &flow->error)) {
-            vf_end(flow, VF_REFUSED);
-            return;
-        }
-        if (!nobody_builds_on(flow, cut)) {
-            vf_end(flow, VF_REFUSED);
-            return;
-        }
-        if (vf_graph_has_export(flow->facts.graph, cut->overlay_node)) {
-            /* A client that connects while the merge is pending is not held back with the guest. */
-            vf_refuse(flow, VMFROST_FAILED, "disk %s: it is exported (see query-block-exports)",
-                      cut->name);
-            return;
-        }
-        if (vf_graph_has_job(flow->facts.graph, cut->overlay_node) ||
-            vf_graph_has_job(flow->facts.graph, cut->node)) {
-            vf_refuse(flow, VMFROST_FAILED, "disk %s: another block job works on it", cut->name);
-            return;
-        }
-        if (cut->naming == VF_NAMING_NEW_FILE) {
-            vf_note(flow, VMFROST_FAILED,
-                    "disk %s: its launcher may have been changed to start %s already", cut->name,
-                    cut->names.overlay);
-            vf_advise(flow,
-                      "stop the VM, let its launcher start %s again, and merge with "
-                      "`qemu-img commit %s`",
-                      cut->names.sealed, cut->names.overlay);
-            vf_end(flow, VF_REFUSED);
-            return;
-        }
-    }
-    vf_end(flow, VF_OK);
+    vf_end(flow, vf_choose_grafts(flow) ? VF_OK : VF_REFUSED);
 }
 
 static bool
@@ -193,6 +145,7 @@ mark(struct vf_flow *flow)
 
     vf_json_add_string(flow->record, "phase", "Failed");
     vf_json_add_bool(flow->record, "readyToUse", false);
+    vf_json_add_bool(flow->record, "deleting", true);
     vf_json_add_string(flow->record, "consistency", "none");
     vf_json_add_string(document, "message", "its deletion has begun");
     vf_json_add_string(document, "next", "delete it again to finish that");
@@ -200,11 +153,169 @@ mark(struct vf_flow *flow)
     return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
 }
 
+/* While a name is turned, the current image must have another one. */
+static bool
+name_current(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (cut->elsewhere || cut->naming == VF_NAMING_NEW_FILE ||
+        vf_inode_equal(vf_inode_of(cut->names.overlay), cut->overlay))
+        return true;
+    return (vf_links_add(flow, cut->names.overlay, cut->names.top) &&
+            vf_link(cut->names.top, cut->names.overlay, cut->overlay, &flow->log, &error)) ||
+           (vf_failed(&error) && vf_note_error(flow, &error));
+}
+
 static void
 accept(struct vf_flow *flow)
 {
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    bool named = true;
+
     flow->cut_begun = true;
-    vf_end(flow, vf_journal_open(flow) && mark(flow) ? VF_OK : VF_REFUSED);
+    if (flow->journal.fd >= 0 && !vf_journal_end(&flow->journal, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (!flow->record) {
+        vf_end(flow, VF_OK);
+        return;
+    }
+    if (!vf_journal_open(flow) || !mark(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    for (size_t i = 0; i < flow->cut_count; i++)
+        named = named && name_current(flow, &flow->cuts[i]);
+    vf_end(flow, named ? VF_OK : VF_REFUSED);
+}
+
+static void
+graft(struct vf_flow *flow)
+{
+    flow->graft_at = 0;
+    vf_step_graft(flow);
+}
+
+/* What is left over. */
+
+/* QEMU has an image open by this name. */
+static bool
+is_known(const struct vf_flow *flow, const char *path)
+{
+    if (!(flow->engine.conditions & VF_IF_ONLINE))
+        return false;
+    for (size_t i = 0; i < vf_json_length(flow->facts.nodes); i++) {
+        const char *file = vf_json_string(vf_json_at(flow->facts.nodes, i), "file");
+
+        if (file && strcmp(vf_name_of(file), vf_name_of(path)) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool
+is_free(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode inode)
+{
+    if (!vf_is_open(flow, inode))
+        return true;
+    vf_note(flow, VMFROST_FAILED, "disk %s: QEMU still has %s open: it is left alone", cut->name,
+            cut->names.sealed);
+    vf_advise(flow, "delete the snapshot again when the VM has been stopped or restarted");
+    return false;
+}
+
+static bool
+drop_sealed(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *records)
+{
+    VF_AUTO_FREE char *other = vf_joined_name(flow, cut, records);
+    struct vf_inode inode = vf_inode_of(cut->names.sealed);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct stat about;
+
+    if (!inode.number || lstat(cut->names.sealed, &about) < 0)
+        return true;
+    if (other && is_known(flow, cut->names.sealed))
+        return vf_links_has(flow, cut->names.sealed) || vf_keep_sealed(flow, cut, other);
+    if (!other && !is_free(flow, cut, inode))
+        return false;
+    if (!S_ISREG(about.st_mode)) {
+        vf_warn(flow, "%s is not used any more, and is left as it is: it is no regular file",
+                cut->names.sealed);
+        return true;
+    }
+    if (!vf_unlink(cut->names.sealed, inode, &flow->log, &error))
+        return vf_note_error(flow, &error);
+    if (!other && !vf_links_drop(flow, inode))
+        return false;
+    return vf_sync_folder_of(cut->names.sealed) == 0 ||
+           vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
+                   cut->names.sealed, strerror(errno));
+}
+
+/* Killed between the turn of a name and the record of the snapshot that has it: that one knows its
+ * image again. */
+static bool
+refresh_joined(struct vf_flow *flow, struct json_object *records, const char *path)
+{
+    for (size_t i = 0; i < vf_json_length(records); i++) {
+        struct json_object *record = vf_json_at(records, i), *cuts = vf_json_array(record, "cuts");
+        const char *name = vf_json_string(record, "name");
+
+        for (size_t k = 0; name && k < vf_json_length(cuts); k++) {
+            const char *sealed = vf_json_string(vf_json_at(cuts, k), "sealed");
+
+            if (sealed && strcmp(sealed, path) == 0 && !vf_record_refresh(flow, name, path))
+                return false;
+        }
+    }
+    return true;
+}
+
+static void
+drop_all(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
+    bool dropped = records || vf_note_error(flow, &error);
+
+    for (size_t i = 0; i < flow->cut_count && dropped; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        VF_AUTO_FREE char *other = vf_joined_name(flow, cut, records);
+
+        if (!cut->elsewhere)
+            continue;
+        if (other && !refresh_joined(flow, records, other))
+            dropped = false;
+        dropped = dropped && drop_sealed(flow, cut, records);
+    }
+    vf_end(flow, dropped ? VF_OK : VF_REFUSED);
+}
+
+static void
+drop(struct vf_flow *flow)
+{
+    if (flow->engine.conditions & VF_IF_ONLINE)
+        vf_look_again(flow, drop_all);
+    else
+        drop_all(flow);
+}
+
+/* What went on in a new file is back in the old one. */
+static void
+tell_launchers(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->elsewhere || !cut->merged || cut->naming != VF_NAMING_NEW_FILE)
+            continue;
+        vf_disks_moved(flow, cut->name, cut->names.sealed, cut->format);
+        vf_warn(flow, "disk %s is in %s again: start the VM with that, in format %s, from now on",
+                cut->name, cut->names.sealed, cut->format);
+    }
 }
 
 static void
@@ -212,11 +323,14 @@ remove_record(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
-    if (!vf_record_remove(&flow->vm, flow->snapshot_name, &error)) {
+    if (flow->record && !vf_record_remove(&flow->vm, flow->snapshot_name, &error)) {
         vf_note_error(flow, &error);
         vf_end(flow, VF_REFUSED);
         return;
     }
+    tell_launchers(flow);
+    flow->action = "rolled-forward";
+    json_object_put(flow->document_json);
     flow->document_json = vf_json_strings("vm", flow->vm.name, "name", flow->snapshot_name, NULL);
     vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
     if (flow->journal.fd >= 0)
@@ -234,17 +348,43 @@ close_up(struct vf_flow *flow)
 #define MINUTE_MS (60 * 1000)
 #define DAY_MS (24 * 60 * MINUTE_MS)
 
+/* The rows that both tables have. */
+#define BEGINNING                                                                                  \
+    [NAMES] = {.name = "names",                                                                    \
+               .title = "Turning the names of an interrupted deletion",                            \
+               .start = settle_offline,                                                            \
+               .budget_ms = MINUTE_MS,                                                             \
+               .next = CONNECT,                                                                    \
+               .when = VF_IF_INTERRUPTED | VF_IF_OFFLINE},                                         \
+    [CONNECT] = {.name = "connect",                                                                \
+                 .title = "Connecting to QEMU",                                                    \
+                 .start = vf_step_reach,                                                           \
+                 .budget_ms = 10000,                                                               \
+                 .next = LOOK},                                                                    \
+    [LOOK] = {.name = "look",                                                                      \
+              .title = "Looking at the VM",                                                        \
+              .start = vf_step_look,                                                               \
+              .budget_ms = 10000,                                                                  \
+              .next = SETTLE},                                                                     \
+    [SETTLE] = {.name = "settle",                                                                  \
+                .title = "Settling an interrupted deletion",                                       \
+                .start = settle,                                                                   \
+                .budget_ms = MINUTE_MS,                                                            \
+                .patience_ms = MINUTE_MS,                                                          \
+                .pause_ms = 500,                                                                   \
+                .next = TIDY,                                                                      \
+                .when = VF_IF_INTERRUPTED | VF_IF_QEMU}
+
 static const struct vf_step steps[STEP_COUNT] = {
-    [CONNECT] = {.name = "connect",
-                 .title = "Connecting to QEMU",
-                 .start = vf_step_connect,
-                 .budget_ms = 10000,
-                 .next = LOOK},
-    [LOOK] = {.name = "look",
-              .title = "Looking at the VM",
-              .start = vf_step_look,
-              .budget_ms = 10000,
-              .next = CHOOSE},
+    BEGINNING,
+    [TIDY] = {.name = "tidy",
+              .title = "Removing what is merged already",
+              .start = tidy,
+              .budget_ms = MINUTE_MS,
+              .patience_ms = 5000,
+              .pause_ms = 250,
+              .next = CHOOSE,
+              .when = VF_IF_INTERRUPTED},
     [CHOOSE] = {.name = "choose",
                 .title = "Finding the images",
                 .start = choose,
@@ -264,14 +404,31 @@ static const struct vf_step steps[STEP_COUNT] = {
                .sticky = VF_OWE_CUT,
                .pays = VF_OWE_CUT,
                .budget_ms = DAY_MS,
-               .next = FILES},
+               .next = FILES,
+               .when = VF_IF_ONLINE},
     [FILES] = {.name = "files",
                .title = "Removing the merged images",
                .start = vf_step_undo_files,
                .budget_ms = MINUTE_MS,
                .patience_ms = 5000,
                .pause_ms = 250,
-               .next = REMOVE},
+               .next = GRAFT,
+               .when = VF_IF_ONLINE},
+    [GRAFT] = {.name = "graft",
+               .title = "Joining images",
+               .start = graft,
+               .owes = VF_OWE_CUT,
+               .sticky = VF_OWE_CUT,
+               .pays = VF_OWE_CUT,
+               .budget_ms = DAY_MS,
+               .next = DROP},
+    [DROP] = {.name = "drop",
+              .title = "Removing the snapshot's images",
+              .start = drop,
+              .budget_ms = MINUTE_MS,
+              .patience_ms = 5000,
+              .pause_ms = 250,
+              .next = REMOVE},
     [REMOVE] = {.name = "remove",
                 .title = "Removing the record",
                 .start = remove_record,
@@ -305,7 +462,33 @@ const struct vf_table vf_delete_table = {
     .step_count = STEP_COUNT,
     .undos = undos,
     .undo_count = sizeof undos / sizeof *undos,
-    .first = CONNECT,
+    .first = NAMES,
+};
+
+/* Before another operation: everything is put in order, but nothing is joined, which may take
+ * hours.
+ */
+static const struct vf_step settle_steps[STEP_COUNT] = {
+    BEGINNING,
+    [TIDY] = {.name = "tidy",
+              .title = "Removing what is merged already",
+              .start = tidy,
+              .budget_ms = MINUTE_MS,
+              .patience_ms = 5000,
+              .pause_ms = 250,
+              .next = CLOSE},
+    [CLOSE] = {.name = "close",
+               .title = "Closing the journal",
+               .start = close_up,
+               .budget_ms = MINUTE_MS,
+               .next = END},
+};
+
+const struct vf_table vf_settle_table = {
+    .operation = "delete",
+    .steps = settle_steps,
+    .step_count = STEP_COUNT,
+    .first = NAMES,
 };
 
 static const struct vf_step forget_steps[] = {
@@ -323,20 +506,72 @@ const struct vf_table vf_forget_table = {
     .first = 1,
 };
 
-void
-vf_delete_prepare(struct vf_flow *flow)
+/* Takes up the record's cuts; false: there is no content. */
+static bool
+take_cuts(struct vf_flow *flow)
 {
-    flow->record = vf_record_load(&flow->vm, flow->snapshot_name, &flow->error);
-    if (!flow->record)
-        return;
     struct json_object *cuts = vf_json_array(flow->record, "cuts");
 
-    if (vf_json_length(cuts) == 0) {
-        flow->engine.table = &vf_forget_table;
-        return;
-    }
+    if (vf_json_length(cuts) == 0)
+        return false;
     if (!vf_cuts_parse(flow, cuts))
         vf_fail(&flow->error, VMFROST_FAILED,
                 "the record of %s@%s does not say which images it is made of", flow->vm.name,
                 flow->snapshot_name);
+    return true;
+}
+
+void
+vf_delete_prepare(struct vf_flow *flow)
+{
+    flow->record = vf_record_load(&flow->vm, flow->snapshot_name, &flow->error);
+    if (flow->record && !take_cuts(flow))
+        flow->engine.table = &vf_forget_table;
+}
+
+void
+vf_delete_resume(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+
+    if (!vf_history_adopt(flow)) {
+        vf_fail(&flow->error, VMFROST_FAILED, "the journal %s/journal cannot be understood",
+                flow->vm.folder);
+        vf_hint(&flow->error, "look at the images by hand, then remove that file");
+        return;
+    }
+    if (!vf_journal_continue(&flow->journal, &flow->vm, &flow->error))
+        return;
+    flow->resumed = true;
+    flow->engine.conditions |= VF_IF_INTERRUPTED;
+    flow->engine.table = flow->implicit ? &vf_settle_table : &vf_delete_table;
+    flow->action = "settled";
+    /* A QEMU without a process (TCP) is the one that is reached. */
+    bool lives = flow->qemu.pid == 0 || vf_process_alive(flow->qemu);
+
+    flow->engine.conditions |= lives ? VF_IF_QEMU : VF_IF_OFFLINE;
+    if (!lives) /* then any other one will do */
+        flow->qemu = (struct vf_process){0, 0};
+    if (flow->snapshot_name && vf_record_exists(&flow->vm, flow->snapshot_name))
+        flow->record = vf_record_load(&flow->vm, flow->snapshot_name, &ignored);
+}
+
+bool
+vf_delete_unfinished(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &ignored);
+
+    for (size_t i = 0; i < vf_json_length(records); i++) {
+        struct json_object *record = vf_json_at(records, i);
+        const char *name = vf_json_string(record, "name");
+
+        if (!name || !vf_json_bool(record, "deleting", false))
+            continue;
+        flow->snapshot_name = vf_strdup(name);
+        flow->engine.table = &vf_delete_table;
+        vf_delete_prepare(flow);
+        return true;
+    }
+    return false;
 }

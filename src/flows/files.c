@@ -26,21 +26,20 @@ knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
            strcmp(vf_name_of(cut->base_file), vf_name_of(path)) == 0;
 }
 
-static bool
-keep_sealed(struct vf_flow *flow, const struct vf_cut *cut)
+bool
+vf_keep_sealed(struct vf_flow *flow, const struct vf_cut *cut, const char *other)
 {
     if (vf_links_has(flow, cut->names.sealed)) /* an attempt before this one */
         return true;
     vf_warn(flow,
             "%s stays, as a second name of %s: the running QEMU opened it by that name. It goes "
             "at the first command after QEMU has ended",
-            cut->names.sealed, cut->names.top);
-    return vf_links_add(flow, cut->names.sealed, cut->names.top);
+            cut->names.sealed, other);
+    return vf_links_add(flow, cut->names.sealed, other);
 }
 
-/* Some QEMU of this host has the file open. */
-static bool
-is_open(const struct vf_flow *flow, struct vf_inode inode)
+bool
+vf_is_open(const struct vf_flow *flow, struct vf_inode inode)
 {
     VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
     struct vf_opened opened;
@@ -64,7 +63,7 @@ is_open(const struct vf_flow *flow, struct vf_inode inode)
 static bool
 may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
 {
-    if (overlay.number && is_open(flow, overlay))
+    if (overlay.number && vf_is_open(flow, overlay))
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
                        cut->name, cut->names.overlay);
     if (overlay.number && flow->cut_begun && !cut->merged && vf_overlay_has_data(cut))
@@ -99,7 +98,7 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
         gone = vf_unlink(cut->names.next, of_base ? cut->base : overlay, &flow->log, &error);
     }
     if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
-        gone = keep_sealed(flow, cut);
+        gone = vf_keep_sealed(flow, cut, cut->names.top);
     else if (gone && cut->naming == VF_NAMING_FLIP)
         gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
     gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
@@ -107,6 +106,8 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
         return vf_failed(&error) ? vf_note_error(flow, &error) : false;
     /* It was the current image of a QEMU that knows it by the name of a snapshot deleted since. */
     if (overlay.number && !vf_links_drop(flow, overlay))
+        return false;
+    if (cut->names.top && !vf_links_move(flow, cut->base, cut->names.top))
         return false;
     if (vf_sync_folder_of(cut->names.overlay) < 0)
         return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
@@ -120,7 +121,8 @@ remove_all_names(struct vf_flow *flow)
     bool gone = true;
 
     for (size_t i = 0; i < flow->cut_count; i++)
-        gone &= remove_names(flow, &flow->cuts[i]);
+        if (!flow->cuts[i].elsewhere)
+            gone &= remove_names(flow, &flow->cuts[i]);
     vf_end(flow, gone ? VF_OK : VF_REFUSED);
 }
 
@@ -176,7 +178,7 @@ leftover_node(const struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         VF_AUTO_FREE char *file = vf_overlay_file_node(&flow->cuts[i]);
 
-        if (!flow->cuts[i].overlay_node[0]) /* merged before, and its node not known any more */
+        if (flow->cuts[i].elsewhere)
             continue;
         if (vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_node))
             return vf_strdup(flow->cuts[i].overlay_node);

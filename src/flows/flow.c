@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "flows/graft.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/json.h"
@@ -601,7 +602,14 @@ dispose(struct vf_flow *flow)
 {
     ev_timer_stop(flow->loop, &flow->timer);
     ev_timer_stop(flow->loop, &flow->done_timer);
+    vf_side_leave(flow);
+    vf_qmp_free(flow->side.qmp);
     vf_qmp_free(flow->qmp);
+    vf_daemon_stop(&flow->daemon);
+    for (size_t i = 0; i < flow->graft_count; i++)
+        vf_graft_release(&flow->grafts[i]);
+    free(flow->grafts);
+    json_object_put(flow->known_disks);
     vf_qga_free(flow->qga);
     vf_journal_close(&flow->journal);
     vf_facts_release(flow);
@@ -794,6 +802,10 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
 
     vf_log(&flow->log, VMFROST_LOG_INFO, "%s ended with code %d", flow->engine.table->operation,
            (int)result.code);
+    /* Whoever is told that it is done may start the VM: nothing of ours has its images open then.
+     */
+    vf_side_leave(flow);
+    vf_daemon_stop(&flow->daemon);
     /* The lock goes before the caller is told, so that it may start the next operation. */
     if (flow->lock_fd >= 0 && !flow->lock_borrowed)
         close(flow->lock_fd);
@@ -805,11 +817,18 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
     dispose(flow);
 }
 
+struct vf_qmp *
+vf_flow_qmp(struct vf_flow *flow)
+{
+    static const struct vf_qmp_hooks hooks = {on_event, on_qmp_lost};
+
+    return vf_qmp_new(flow->loop, &hooks, flow, &flow->log);
+}
+
 struct vf_flow *
 vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *log,
             const struct vf_table *table)
 {
-    static const struct vf_qmp_hooks hooks = {on_event, on_qmp_lost};
     struct vf_flow *flow = vf_alloc(sizeof *flow);
 
     flow->loop = loop;
@@ -818,9 +837,10 @@ vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *l
     flow->lock_fd = -1;
     flow->journal = (struct vf_journal)VF_JOURNAL_INIT;
     flow->guard = (struct vf_guard)VF_GUARD_INIT;
+    flow->daemon = flow->side.daemon = (struct vf_daemon)VF_DAEMON_INIT;
     flow->warnings = json_object_new_array();
     flow->evidence.frozen_count = flow->evidence.thawed_count = -1;
-    flow->qmp = vf_qmp_new(loop, &hooks, flow, &flow->log);
+    flow->qmp = vf_flow_qmp(flow);
     flow->qga = vf_qga_new(loop, NULL, flow, &flow->log);
     flow->engine.table = table;
     flow->engine.ops = &engine_ops;

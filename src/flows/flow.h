@@ -24,6 +24,7 @@
 #include "vm/cut.h"
 #include "vm/plan.h"
 #include "vm/process.h"
+#include "wire/daemon.h"
 #include "wire/program.h"
 #include "wire/qga.h"
 #include "wire/qmp.h"
@@ -54,8 +55,9 @@ enum {
     VF_IF_MERGE = 1 << 6,       /* recovery, delete: merge the overlays back */
     VF_IF_FILES = 1 << 7,       /* recovery: remove what was prepared */
     VF_IF_OFFLINE = 1 << 8,     /* recovery: QEMU is gone; verify: it need not be there */
-    VF_IF_ONLINE = 1 << 9,      /* the VM's QEMU is there */
-    VF_IF_HALT = 1 << 10,       /* recovery: the VM runs, and should not */
+    VF_IF_ONLINE = 1 << 9,      /* QEMU is reached */
+    VF_IF_STOPPED = 1 << 10,    /* the VM is not running, and a storage daemon has its images */
+    VF_IF_HALT = 1 << 11,       /* recovery: the VM runs, and should not */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -75,6 +77,16 @@ struct vf_agent {
     bool connected;  /* it answered */
     bool windows;
     char *message; /* for people: why it is not connected */
+};
+
+/* A storage daemon beside a running QEMU: side.c. */
+struct vf_side {
+    struct vf_qmp *qmp; /* of the one that is not asked now */
+    struct vf_process qemu;
+    struct vf_daemon daemon;
+    bool taken; /* the daemon is asked */
+    const struct vf_graft *graft;
+    void (*fn)(struct vf_flow *flow);
 };
 
 /* When things happened, in microseconds of the monotonic clock; 0: they did not. */
@@ -114,6 +126,7 @@ struct vf_batch {
 };
 
 struct vf_pending;
+struct vf_graft;
 
 struct vf_flow {
     /* The caller fills in (strings are owned by the flow): */
@@ -143,7 +156,10 @@ struct vf_flow {
     int lock_fd; /* -1: not locked */
     struct vf_qmp *qmp;
     struct vf_qga *qga;
-    struct vf_process qemu;
+    struct vf_process qemu;          /* with VF_IF_STOPPED the storage daemon */
+    struct vf_daemon daemon;         /* of a VM that is not running */
+    struct json_object *known_disks; /* ... and its disks, as vf_disks_known() has them */
+    bool may_be_stopped;             /* the running step may go offline */
     char *qemu_version;
     struct vf_facts facts;
     struct vf_classes classes; /* of storage */
@@ -153,6 +169,8 @@ struct vf_flow {
     struct vf_agent agent;
     struct vf_cut *cuts;
     size_t cut_count;
+    struct vf_graft *grafts; /* deletion: graft.h */
+    size_t graft_count;
     char id[17]; /* of this operation: in hidden names, node names, job names */
     bool preopened;
     struct vf_journal journal;
@@ -187,6 +205,10 @@ struct vf_flow {
     size_t merge_at;                  /* the disk that is merged */
     bool merge_final;                 /* its name was turned to the base for good */
     enum vf_outcome merge_outcome;
+    size_t graft_at;    /* the graft that is under way */
+    bool graft_durable; /* ... has all that it copies on disk */
+    struct vf_side side;
+    bool resumed;                           /* the operation began in an earlier process */
     struct json_object *journal_lines;      /* recovery: what was read */
     struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */
     const char *action;                     /* recovery: what was done, for the document */
@@ -262,6 +284,9 @@ void vf_await_event(struct vf_flow *flow, const char *name, vf_flow_fn *fn);
 /* Asks the agent. */
 void vf_ask_agent(struct vf_flow *flow, const char *command, struct json_object *arguments,
                   vf_flow_fn *fn);
+
+/* A QMP connection, closed, whose events come to this flow. */
+struct vf_qmp *vf_flow_qmp(struct vf_flow *flow);
 
 int64_t vf_now_us(void);
 /* RFC 3339, UTC, microseconds, of a monotonic stamp of this flow; into a static-size buffer. */

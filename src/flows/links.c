@@ -148,6 +148,25 @@ vf_links_forget(struct vf_flow *flow, const char *path)
 }
 
 bool
+vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    bool moved = false;
+
+    for (size_t i = 0; i < vf_json_length(links); i++) {
+        struct json_object *link = vf_json_at(links, i);
+        const char *path = vf_json_string(link, "path"), *its_top = vf_json_string(link, "top");
+
+        if (!path || !its_top || strcmp(its_top, top) == 0 ||
+            !vf_inode_equal(vf_inode_of(path), inode))
+            continue;
+        vf_json_add_string(link, "top", top);
+        moved = true;
+    }
+    return !moved || save(flow, links);
+}
+
+bool
 vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
 {
     VF_AUTO_JSON struct json_object *links = load(flow);

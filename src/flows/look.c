@@ -36,6 +36,7 @@ static const struct question questions[] = {
 };
 #define QUESTION_COUNT (sizeof questions / sizeof *questions)
 #define QUESTION_BLOCK (QUESTION_COUNT - 3)
+#define QUESTION_NODES (QUESTION_COUNT - 2)
 
 static struct json_object **
 fact(struct vf_flow *flow, const struct question *question)
@@ -103,7 +104,9 @@ ask_next(struct vf_flow *flow)
 void
 vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
-    flow->at = QUESTION_BLOCK;
+    /* A storage daemon has no devices: what stands for them does not change. */
+    flow->at = flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED) ? QUESTION_NODES
+                                                                             : QUESTION_BLOCK;
     flow->on_looked = fn;
     ask_next(flow);
 }
@@ -334,6 +337,10 @@ find_agent(struct vf_flow *flow)
 void
 vf_step_look(struct vf_flow *flow)
 {
+    if (flow->engine.conditions & VF_IF_STOPPED) {
+        vf_look_offline(flow);
+        return;
+    }
     flow->at = 0;
     flow->on_looked = ask_hotplugged;
     ask_next(flow);

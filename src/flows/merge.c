@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "flows/graft.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/file.h"
@@ -90,30 +91,41 @@ vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut)
     return turn(flow, cut, cut->names.overlay, cut->overlay);
 }
 
-/* QEMU's own name for the base leads to something else than the base now, and it will open the base
- * by that name: a base that is open for writing already (a file node of its own, made by -blockdev)
- * is not opened again. */
+/* QEMU's own name for a file leads to it, or QEMU will not open it by that name: what is open for
+ * writing already (a file node of its own, made by -blockdev) is not opened again. */
 static bool
-has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
+is_found_by(const struct vf_flow *flow, const char *name, struct vf_inode inode)
 {
     VF_AUTO_FREE char *path = NULL;
     struct vf_opened opened;
     struct stat about;
 
-    if (!cut->base.number || cut->naming == VF_NAMING_NEW_FILE)
-        return false;
-    if (vf_process_opened(flow->qemu.pid, cut->base, &opened) && opened.read_write)
-        return false;
-    path = vf_printf("/proc/%d/%s/%s", (int)flow->qemu.pid,
-                     cut->base_file[0] == '/' ? "root" : "cwd", cut->base_file);
-    return stat(path, &about) < 0 || about.st_ino != cut->base.number ||
-           about.st_dev != cut->base.device;
+    if (vf_process_opened(flow->qemu.pid, inode, &opened) && opened.read_write)
+        return true;
+    path = vf_printf("/proc/%d/%s/%s", (int)flow->qemu.pid, name[0] == '/' ? "root" : "cwd", name);
+    return stat(path, &about) == 0 && about.st_ino == inode.number && about.st_dev == inode.device;
+}
+
+bool
+vf_node_leads_to(const struct vf_flow *flow, const char *node, struct vf_inode inode)
+{
+    const char *file_node = vf_graph_child(flow->facts.graph, node, "file");
+    const char *name = vf_node_file(flow, file_node ? file_node : node);
+
+    return !inode.number || (name && is_found_by(flow, name, inode));
+}
+
+static bool
+has_stale_name(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return cut->base.number && cut->naming != VF_NAMING_NEW_FILE &&
+           !is_found_by(flow, cut->base_file, cut->base);
 }
 
 /* All of the overlay is in the base, and the VM runs on that. Only what is there proves it: that
  * the overlay is missing from a graph proves nothing. */
-static bool
-is_merged(struct vf_flow *flow, const struct vf_cut *cut)
+bool
+vf_is_merged(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct vf_opened overlay;
 
@@ -196,7 +208,7 @@ on_checked(struct vf_flow *flow)
     struct vf_cut *cut = current(flow);
 
     cut->merged = true; /* says QEMU; now it has to show */
-    if (!is_merged(flow, cut)) {
+    if (!vf_is_merged(flow, cut)) {
         cut->merged = false;
         vf_refuse(flow, VMFROST_FAILED, "disk %s: the VM does not run on its base after the merge",
                   cut->name);
@@ -454,7 +466,7 @@ on_graph(struct vf_flow *flow)
         vf_ask(flow, "query-jobs", NULL, on_jobs);
         return;
     }
-    if (!is_merged(flow, current(flow))) {
+    if (!vf_is_merged(flow, current(flow))) {
         refuse_unmerged(flow, current(flow));
         vf_end(flow, VF_REFUSED);
         return;
@@ -467,6 +479,8 @@ on_graph(struct vf_flow *flow)
 static void
 merge_disk(struct vf_flow *flow)
 {
+    while (flow->merge_at < flow->cut_count && current(flow)->elsewhere)
+        flow->merge_at++;
     if (flow->merge_at == flow->cut_count)
         vf_end(flow, VF_OK);
     else
@@ -481,8 +495,24 @@ turn_back_if_gone(struct vf_flow *flow)
     if (!flow->qemu.pid || vf_process_alive(flow->qemu))
         return;
     for (size_t i = 0; i < flow->cut_count; i++)
-        if (!flow->cuts[i].merged && !(flow->merge_final && i == flow->merge_at))
+        if (!flow->cuts[i].merged && !flow->cuts[i].elsewhere &&
+            !(flow->merge_final && i == flow->merge_at))
             vf_turn_to_overlay(flow, &flow->cuts[i]);
+}
+
+/* Of a VM that is not running nobody has written to the overlays: the names are all there is. */
+static void
+turn_back_stopped(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (vf_overlay_has_data(cut) ? !refuse_unmerged(flow, cut) : !vf_turn_to_base(flow, cut)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    }
+    vf_end(flow, VF_OK);
 }
 
 /* Merges every overlay of the flow that is in use. Pays VF_OWE_CUT; the overlays' files and names
@@ -490,6 +520,10 @@ turn_back_if_gone(struct vf_flow *flow)
 void
 vf_step_merge(struct vf_flow *flow)
 {
+    if (flow->engine.conditions & VF_IF_STOPPED) {
+        turn_back_stopped(flow);
+        return;
+    }
     turn_back_if_gone(flow);
     flow->merge_at = 0;
     vf_with_qemu(flow, merge_disk);
@@ -530,8 +564,10 @@ on_names_by_graph(struct vf_flow *flow)
         const struct vf_cut *cut = &flow->cuts[i];
         bool live = vf_graph_in_use(flow->facts.graph, cut->overlay_node);
 
+        if (cut->elsewhere)
+            continue;
         if (live ? !vf_turn_to_overlay(flow, cut)
-                 : !is_merged(flow, cut) && !refuse_unmerged(flow, cut)) {
+                 : !vf_is_merged(flow, cut) && !refuse_unmerged(flow, cut)) {
             vf_end(flow, VF_REFUSED);
             return;
         }
@@ -573,6 +609,7 @@ stop_next(struct vf_flow *flow)
 void
 vf_step_stop_merge(struct vf_flow *flow)
 {
+    vf_side_leave(flow);
     turn_back_if_gone(flow);
     vf_with_qemu(flow, stop_next);
 }

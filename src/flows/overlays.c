@@ -141,6 +141,17 @@ header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     return right;
 }
 
+/* A QEMU creates files as its own user; the storage daemon of a stopped VM is another one. */
+static bool
+own_it(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    if (!(flow->engine.conditions & VF_IF_STOPPED) ||
+        vf_like(cut->names.overlay, cut->names.top ? cut->names.top : cut->names.sealed))
+        return true;
+    return vf_note(flow, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
+                   cut->name, cut->names.overlay, strerror(errno));
+}
+
 static bool
 make_durable(struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -177,7 +188,8 @@ on_file_closed(struct vf_flow *flow, const struct vf_reply *reply)
     if (!vf_expect(flow, reply, "disk %s: cannot close its new overlay", cut->name))
         return;
     cut->overlay = vf_cut_overlay_inode(cut);
-    if (!header_is_right(flow, cut) || !name_it(flow, cut) || !make_durable(flow, cut)) {
+    if (!own_it(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut) ||
+        !make_durable(flow, cut)) {
         vf_end(flow, VF_REFUSED);
         return;
     }

@@ -221,6 +221,17 @@ volumes(const struct vf_flow *flow, struct json_object *records)
                                                             vf_reason_name(disk->reason), "message",
                                                             disk->why, NULL));
     }
+    /* Of a stopped VM, what was left out when it ran. */
+    struct json_object *known =
+        flow->engine.conditions & VF_IF_STOPPED ? vf_json_array(flow->known_disks, "disks") : NULL;
+
+    for (size_t i = 0; i < vf_json_length(known); i++)
+        if (!vf_json_bool(vf_json_at(known, i), "eligible", false))
+            json_object_array_add(
+                excluded,
+                vf_json_strings("name", vf_json_string(vf_json_at(known, i), "name"), "reason",
+                                vf_json_string(vf_json_at(known, i), "reason"), "message",
+                                vf_json_string(vf_json_at(known, i), "message"), NULL));
     vf_json_add(object, "included", included);
     vf_json_add(object, "excluded", excluded);
     return object;
@@ -263,11 +274,14 @@ static void
 fill_indications(struct vf_flow *flow)
 {
     struct json_object *indications = json_object_new_array();
+    bool online = !(flow->engine.conditions & VF_IF_STOPPED);
     const char *names[] = {
-        "Online",
-        flow->agent.connected ? "GuestAgent" : "NoGuestAgent",
+        online ? "Online" : "Offline",
+        !online                 ? NULL
+        : flow->agent.connected ? "GuestAgent"
+                                : "NoGuestAgent",
         flow->quiesce_failed ? "QuiesceFailed" : NULL,
-        flow->plan.run_state && !flow->plan.running ? "Paused" : NULL,
+        online && flow->plan.run_state && !flow->plan.running ? "Paused" : NULL,
         flow->unverified ? "ThawUnverified" : NULL,
     };
 
@@ -286,6 +300,21 @@ is_consistent(const struct vf_flow *flow)
            evidence->frozen_count > 0 && evidence->thawed_count == evidence->frozen_count;
 }
 
+/* The VM was not running. A recovery knows it from the record. */
+static bool
+is_offline(const struct vf_flow *flow)
+{
+    struct json_object *indications = vf_json_array(flow->record, "indications");
+
+    for (size_t i = 0; i < vf_json_length(indications); i++) {
+        const char *word = vf_json_text(vf_json_at(indications, i));
+
+        if (word && strcmp(word, "Offline") == 0)
+            return true;
+    }
+    return false;
+}
+
 /* Puts into the record what is known now. */
 static void
 fill(struct vf_flow *flow, const char *phase, bool ready)
@@ -295,11 +324,17 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     struct vmfrost_error ignored = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &ignored);
 
+    /* A recovery has no plan: what was written at the beginning stays, if anything was. */
+    if (flow->plan.run_state || !vf_json_object(record, "snapshotVolumes")) {
+        fill_indications(flow);
+        vf_json_add(record, "snapshotVolumes", volumes(flow, records));
+    }
     vf_json_add_string(record, "phase", phase);
     vf_json_add_bool(record, "readyToUse", ready);
     vf_json_add_string(record, "consistency",
                        !ready                ? "none"
                        : is_consistent(flow) ? "filesystem"
+                       : is_offline(flow)    ? "offline"
                                              : "crash");
     add_time(flow, record, "creationTime", ready ? flow->evidence.cut : 0);
     if (flow->recovered_evidence)
@@ -309,15 +344,12 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     if (strcmp(phase, "InProgress") != 0)
         add_time(flow, record, "completionTime", vf_now_us());
     fill_conditions(flow, phase, ready, records);
-    /* A recovery has no plan: what was written at the beginning stays, if anything was. */
-    if (flow->plan.run_state || !vf_json_object(record, "snapshotVolumes")) {
-        fill_indications(flow);
-        vf_json_add(record, "snapshotVolumes", volumes(flow, records));
-    }
     vf_json_add(record, "evidence", vf_evidence_json(flow));
     vf_json_add(record, "warnings", json_object_get(flow->warnings));
-    vf_json_add_int(qemu, "pid", flow->qemu.pid);
-    vf_json_add_int(qemu, "started", (int64_t)flow->qemu.started);
+    if (!(flow->engine.conditions & VF_IF_STOPPED)) {
+        vf_json_add_int(qemu, "pid", flow->qemu.pid);
+        vf_json_add_int(qemu, "started", (int64_t)flow->qemu.started);
+    }
     if (flow->qemu_version)
         vf_json_add(record, "qemu", qemu);
     else
@@ -353,6 +385,29 @@ vf_record_write(struct vf_flow *flow, const char *phase, bool ready)
         note_sealed(flow);
     fill(flow, phase, ready);
     return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
+}
+
+bool
+vf_record_refresh(struct vf_flow *flow, const char *snapshot, const char *path)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *record = vf_record_load(&flow->vm, snapshot, &error);
+    struct json_object *cuts = vf_json_array(record, "cuts");
+
+    if (!record)
+        return vf_note_error(flow, &error);
+    for (size_t i = 0; i < vf_json_length(cuts); i++) {
+        const char *sealed = vf_json_string(vf_json_at(cuts, i), "sealed");
+        struct vf_cut cut;
+
+        if (!sealed || strcmp(sealed, path) != 0 || !vf_cut_parse(&cut, vf_json_at(cuts, i)))
+            continue;
+        cut.base = vf_inode_of(path);
+        vf_cut_refresh(&cut);
+        json_object_array_put_idx(cuts, i, vf_cut_json(&cut));
+        vf_cut_release(&cut);
+    }
+    return vf_record_save(&flow->vm, record, &error) || vf_note_error(flow, &error);
 }
 
 void
@@ -434,13 +489,20 @@ vf_journal_close_up(struct vf_flow *flow)
     return vf_journal_end(&flow->journal, &error) || vf_note_error(flow, &error);
 }
 
-/* QEMU knows each overlay by its hidden name. */
-static bool
-keep_links(struct vf_flow *flow)
+/* QEMU knows each overlay by its hidden name; without a QEMU nobody does. */
+bool
+vf_keep_links(struct vf_flow *flow)
 {
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
+        if (cut->naming == VF_NAMING_FLIP && (flow->engine.conditions & VF_IF_STOPPED)) {
+            if (!vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error))
+                return vf_note_error(flow, &error);
+            continue;
+        }
         if (cut->naming == VF_NAMING_FLIP &&
             !vf_links_add(flow, cut->names.overlay, cut->names.top))
             return false;
@@ -457,7 +519,7 @@ vf_step_record(struct vf_flow *flow)
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
     vf_conclude(flow);
-    if (!keep_links(flow) ||
+    if (!vf_keep_links(flow) ||
         !vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {
         flow->snapshot_state = VMFROST_SNAPSHOT_NONE;
         flow->engine_pays = 0;

@@ -90,8 +90,7 @@ read_journal(struct vf_flow *flow)
         flow->engine.conditions |= VF_IF_OFFLINE;
     size_t freezing = vf_history_index(flow, "freezing");
 
-    flow->cut_begun =
-        freezing > 0 || vf_history_index(flow, "cutting") > 0 || vf_history_was(flow, "delete");
+    flow->cut_begun = freezing > 0 || vf_history_index(flow, "cutting") > 0;
     flow->froze = freezing > 0;
     if (freezing > vf_history_index(flow, "thawed") &&
         freezing > vf_history_index(flow, "guard-thawed"))
@@ -235,9 +234,6 @@ decide(struct vf_flow *flow)
     flow->stopped = vf_history_left_stopped(flow);
     if (vf_history_was(flow, "freeze")) {
         flow->action = "thawed";
-    } else if (vf_history_was(flow, "delete")) {
-        flow->action = "rolled-forward";
-        flow->engine.conditions |= VF_IF_MERGE | VF_IF_FILES;
     } else if (flow->record && vf_json_bool(flow->record, "readyToUse", false) &&
                made + absent == flow->cut_count && !vf_history_merge_had_begun(flow)) {
         forward(flow); /* all was done but the end of the journal */
@@ -278,7 +274,7 @@ leave_half_merged(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!flow->cuts[i].merged && !vf_turn_to_overlay(flow, &flow->cuts[i]))
             return false;
-    vf_warn(flow, "the VM stopped in the middle of a merge: delete %s@%s again when it runs",
+    vf_warn(flow, "the VM stopped in the middle of a merge: delete %s@%s to finish that",
             flow->vm.name, flow->snapshot_name ? flow->snapshot_name : "");
     flow->half_merged = true;
     return true;
@@ -314,7 +310,7 @@ decide_offline(struct vf_flow *flow)
         flow->action = "thawed";
     } else if (live == 0) {
         back(flow, VF_IF_FILES);
-    } else if (!vf_history_merge_had_begun(flow) && !vf_history_was(flow, "delete")) {
+    } else if (!vf_history_merge_had_begun(flow)) {
         forward(flow);
     } else if (leave_half_merged(flow)) {
         flow->action = "none";
@@ -414,7 +410,6 @@ close_back(struct vf_flow *flow)
 static void
 close_up(struct vf_flow *flow)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
     bool closed = true;
 
     if (vf_failed(&flow->error) && !(flow->engine.owed & VF_OWE_THAW))
@@ -426,10 +421,6 @@ close_up(struct vf_flow *flow)
     else if (vf_history_was(flow, "snapshot") && flow->action &&
              strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
-    else if (vf_history_was(flow, "delete") && (flow->engine.conditions & VF_IF_FILES) &&
-             flow->snapshot_name)
-        closed =
-            vf_record_remove(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
     vf_links_sweep(flow);
     vf_end(flow, closed && vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
 }
@@ -578,9 +569,15 @@ choose_table(struct vf_flow *flow)
 {
     struct vmfrost_error ignored = {.code = VMFROST_OK};
 
+    if (vf_failed(&flow->error))
+        return;
     flow->journal_lines = vf_journal_read(&flow->vm, &ignored);
-    if (vf_history_was(flow, "restore"))
+    if (vf_history_was(flow, "delete"))
+        vf_delete_resume(flow);
+    else if (vf_history_was(flow, "restore"))
         flow->engine.table = &vf_restore_recover_table;
+    else if (!flow->journal_lines && !flow->implicit)
+        vf_delete_unfinished(flow);
 }
 
 struct vf_flow *
@@ -607,8 +604,11 @@ static void
 describe(struct vf_flow *flow)
 {
     const char *operation = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
-    bool found = flow->engine.conditions & VF_IF_INTERRUPTED;
+    bool found =
+        flow->engine.table != &vf_recover_table || (flow->engine.conditions & VF_IF_INTERRUPTED);
 
+    operation = operation || !found ? operation : "delete";
+    json_object_put(flow->document_json);
     flow->document_json = vf_json_strings("vm", flow->vm.name, "operation", operation, "action",
                                           flow->action ? flow->action : "none", "record",
                                           found ? flow->snapshot_name : NULL, NULL);

@@ -3,6 +3,9 @@
  * Taking a snapshot: the table. Read it downwards for what happens, and `undos` for what happens
  * when something goes wrong anywhere.
  *
+ * A VM that is not running goes the same way: its overlays are made by a storage daemon that holds
+ * the locks of its images, and turning the names is the cut.
+ *
  * Up to "guard" the guest notices nothing. "freeze" to "thaw" is the frozen window. "verify" and
  * "record" decide whether it was worth anything.
  */
@@ -61,7 +64,7 @@ melt(struct vf_flow *flow)
 static const struct vf_step steps[STEP_COUNT] = {
     [CONNECT] = {.name = "connect",
                  .title = "Connecting to QEMU",
-                 .start = vf_step_connect,
+                 .start = vf_step_reach,
                  .budget_ms = 10000,
                  .next = LOOK},
     [LOOK] = {.name = "look",
@@ -80,7 +83,8 @@ static const struct vf_step steps[STEP_COUNT] = {
                .budget_ms = 5000,
                .next = ACCEPT,
                .otherwise = ACCEPT,
-               .otherwise_when = VF_IF_PREFER},
+               .otherwise_when = VF_IF_PREFER,
+               .when = VF_IF_ONLINE},
     [ACCEPT] = {.name = "accept",
                 .title = "Writing the journal",
                 .start = vf_step_accept,
@@ -99,12 +103,14 @@ static const struct vf_step steps[STEP_COUNT] = {
                   .title = "Rehearsing the cut",
                   .start = vf_step_rehearse,
                   .budget_ms = MINUTE_MS,
-                  .next = GUARD},
+                  .next = GUARD,
+                  .when = VF_IF_ONLINE},
     [GUARD] = {.name = "guard",
                .title = "Starting the guard",
                .start = vf_step_guard,
                .budget_ms = 5000,
-               .next = FREEZE},
+               .next = FREEZE,
+               .when = VF_IF_ONLINE},
     [FREEZE] = {.name = "freeze",
                 .title = "Freezing the guest",
                 .start = vf_step_freeze,

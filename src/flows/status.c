@@ -102,7 +102,7 @@ add_agent(struct vf_flow *flow, struct json_object *document)
     struct json_object *agent =
         vf_json_strings("socket", flow->agent.socket, "message", flow->agent.message, NULL);
     struct json_object *conditions = json_object_new_array();
-    bool known = flow->facts.status != NULL;
+    bool known = flow->facts.status && !(flow->engine.conditions & VF_IF_STOPPED);
 
     vf_json_add_bool(agent, "connected", flow->agent.connected);
     vf_json_add(document, "agent", agent);
@@ -130,22 +130,25 @@ add_known_disks(struct vf_flow *flow, struct json_object *document)
 static void
 describe(struct vf_flow *flow)
 {
-    bool running = flow->facts.status != NULL;
+    bool looked = flow->facts.status != NULL;
+    bool running = looked && !(flow->engine.conditions & VF_IF_STOPPED);
     struct json_object *document;
 
-    if (running) {
+    if (looked) {
         document = vf_plan_json(&flow->plan);
         struct json_object *disks = vf_json_array(document, "disks");
 
         for (size_t i = 0; i < flow->plan.count && i < vf_json_length(disks); i++)
             add_place(flow, vf_json_at(disks, i), &flow->plan.disks[i]);
+    } else {
+        document = json_object_new_object();
+        add_known_disks(flow, document);
+    }
+    if (running) {
         struct json_object *qemu = vf_json_strings("version", flow->qemu_version, NULL);
 
         vf_json_add_int(qemu, "pid", flow->qemu.pid);
         vf_json_add(document, "qemu", qemu);
-    } else {
-        document = json_object_new_object();
-        add_known_disks(flow, document);
     }
     vf_json_add_string(document, "vm", flow->vm.name);
     vf_json_add_string(document, "qmp", flow->vm.qmp);
@@ -301,7 +304,7 @@ enum check_step {
 static const struct vf_step check_steps[C_COUNT] = {
     [C_CONNECT] = {.name = "connect",
                    .title = "Connecting to QEMU",
-                   .start = vf_step_connect,
+                   .start = vf_step_reach,
                    .budget_ms = 10000,
                    .next = C_LOOK},
     [C_LOOK] = {.name = "look",
@@ -320,7 +323,8 @@ static const struct vf_step check_steps[C_COUNT] = {
                  .budget_ms = 5000,
                  .next = C_FOLDERS,
                  .otherwise = C_FOLDERS,
-                 .otherwise_when = VF_IF_PREFER},
+                 .otherwise_when = VF_IF_PREFER,
+                 .when = VF_IF_ONLINE},
     [C_FOLDERS] = {.name = "folders",
                    .title = "Looking at the folders",
                    .start = check_folders,

@@ -14,6 +14,21 @@ void vf_step_connect(struct vf_flow *flow);
  * Else the step ends: for good if that QEMU is gone. */
 void vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
+/* The version that QEMU's greeting tells. */
+void vf_note_version(struct vf_flow *flow, struct json_object *greeting);
+/* Like vf_step_connect(), for operations that work on a VM that is not running as well. */
+void vf_step_reach(struct vf_flow *flow);
+
+/* offline.c: a VM that is not running. */
+/* False: the VM is not known to be stopped. Else the step goes on, or has ended. `words`: why it
+ * could not be reached. */
+bool vf_go_offline(struct vf_flow *flow, const char *words);
+void vf_look_offline(struct vf_flow *flow);
+/* blockdev-add's options for an image with all that it builds on. Owned by the caller. */
+struct json_object *vf_image_options(const char *file, const char *format, const char *node);
+/* Gives the file the owner, the group and the mode of `model`; false with errno. */
+bool vf_like(const char *path, const char *model);
+
 /* look.c: what QEMU is, and where its agent is. */
 void vf_step_look(struct vf_flow *flow);
 void vf_facts_release(struct vf_flow *flow);
@@ -87,6 +102,11 @@ bool vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const cha
 
 /* files.c: taking away what was prepared, or merged. */
 void vf_step_undo_files(struct vf_flow *flow);
+/* Some QEMU of this host has the file open. */
+bool vf_is_open(const struct vf_flow *flow, struct vf_inode inode);
+/* The sealed name stays, as a second name of the image that `other` leads to, as long as the QEMU
+ * lives that knows it. */
+bool vf_keep_sealed(struct vf_flow *flow, const struct vf_cut *cut, const char *other);
 
 /* window.c: freeze, cut, flip, thaw. */
 void vf_step_guard(struct vf_flow *flow);
@@ -130,6 +150,10 @@ void vf_step_resolve(struct vf_flow *flow);
 size_t vf_cuts_made(const struct vf_flow *flow);
 
 /* merge.c: commit the overlays back into their bases. */
+/* QEMU may open this node's image for writing: the name by which it knows it leads to `inode`. */
+bool vf_node_leads_to(const struct vf_flow *flow, const char *node, struct vf_inode inode);
+/* The disk runs on its base, which has all of the overlay, by the graph that was asked last. */
+bool vf_is_merged(struct vf_flow *flow, const struct vf_cut *cut);
 void vf_step_merge(struct vf_flow *flow);
 /* Cancels the merge that is under way, if any. */
 void vf_step_stop_merge(struct vf_flow *flow);
@@ -174,7 +198,10 @@ bool vf_cuts_parse(struct vf_flow *flow, struct json_object *array);
 void vf_conclude(struct vf_flow *flow);
 /* A new record in flow->record, with what is known from the beginning. */
 void vf_record_make(struct vf_flow *flow, const char *name);
+/* The record of `snapshot` knows its sealed image `path` again, which was written to on purpose. */
+bool vf_record_refresh(struct vf_flow *flow, const char *snapshot, const char *path);
 bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
+bool vf_keep_links(struct vf_flow *flow);
 /* The operation goes on in spite of its error, which becomes a warning. */
 void vf_absolve(struct vf_flow *flow);
 /* Begins the journal with the flow's first line; ends it, unless something else is owed. */
@@ -193,6 +220,8 @@ char *vf_links_top(const struct vf_flow *flow, const char *path);
 bool vf_links_needed(const struct vf_flow *flow, const char *path);
 /* `path` stays, as the name of a snapshot again. */
 bool vf_links_forget(struct vf_flow *flow, const char *path);
+/* `top` is the visible name of this image now. */
+bool vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top);
 /* Removes the links of an image that nobody needs any more. */
 bool vf_links_drop(struct vf_flow *flow, struct vf_inode inode);
 /* Removes the links of images that the QEMU of this flow has closed since: none of its nodes is
@@ -201,8 +230,14 @@ bool vf_links_trim(struct vf_flow *flow);
 /* Removes the links whose QEMU is gone. */
 void vf_links_sweep(struct vf_flow *flow);
 
-/* delete.c: loads the record; one without content is only removed. */
+/* delete.c */
+/* Loads the record; one without content is only removed. */
 void vf_delete_prepare(struct vf_flow *flow);
+/* Recovery of one whose journal is in flow->journal_lines: it is finished or, before another
+ * operation, only settled. */
+void vf_delete_resume(struct vf_flow *flow);
+/* A deletion that was settled, but never finished, is taken up; false: there is none. */
+bool vf_delete_unfinished(struct vf_flow *flow);
 
 /* status.c */
 void vf_check_prepare(struct vf_flow *flow);

@@ -126,10 +126,28 @@ on_looked(struct vf_flow *flow)
     vf_end(flow, VF_OK);
 }
 
+/* Without a QEMU the names and the headers are all there is. The daemon is ended first: closing an
+ * image may still write to it. */
+static void
+verify_stopped(struct vf_flow *flow)
+{
+    vf_qmp_close(flow->qmp);
+    vf_daemon_stop(&flow->daemon);
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!names_are_right(flow, &flow->cuts[i])) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    vf_end(flow, VF_OK);
+}
+
 void
 vf_step_verify(struct vf_flow *flow)
 {
-    vf_look_again(flow, on_looked);
+    if (flow->engine.conditions & VF_IF_STOPPED)
+        verify_stopped(flow);
+    else
+        vf_look_again(flow, on_looked);
 }
 
 /* Whether the cut was made, when its reply is not known. */
@@ -181,7 +199,8 @@ resolve_without_qemu(struct vf_flow *flow)
         }
     if (!data)
         vf_engine_forgive(&flow->engine, VF_OWE_CUT);
-    vf_note(flow, VMFROST_UNREACHABLE, "QEMU is gone");
+    if (!(flow->engine.conditions & VF_IF_STOPPED))
+        vf_note(flow, VMFROST_UNREACHABLE, "QEMU is gone");
     vf_end(flow, VF_OK);
 }
 
@@ -191,7 +210,8 @@ resolve_without_qemu(struct vf_flow *flow)
 void
 vf_step_resolve(struct vf_flow *flow)
 {
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+    if ((flow->engine.conditions & VF_IF_STOPPED) ||
+        (flow->qemu.pid && !vf_process_alive(flow->qemu)))
         resolve_without_qemu(flow);
     else
         vf_with_qemu(flow, look_and_resolve);

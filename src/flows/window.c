@@ -147,6 +147,11 @@ vf_step_cut(struct vf_flow *flow)
         vf_guard_cutting(&flow->guard);
     flow->cut_begun = true;
     flow->evidence.cut_sent = vf_now_us();
+    if (flow->engine.conditions & VF_IF_STOPPED) { /* nobody writes: turning the names is the cut */
+        flow->evidence.cut = flow->evidence.cut_sent;
+        vf_end(flow, VF_OK);
+        return;
+    }
     vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
 }
 

@@ -71,6 +71,8 @@ vf_cut_json(const struct vf_cut *cut)
     if (cut->sealed_ns)
         vf_json_add_int(document, "sealedTime", cut->sealed_ns);
     vf_json_add_bool(document, "ownFileNode", cut->own_file_node);
+    if (cut->elsewhere)
+        vf_json_add_bool(document, "elsewhere", true);
     vf_json_add_bool(document, "writeback", cut->writeback);
     vf_json_add_bool(document, "direct", cut->direct);
     vf_json_add_bool(document, "noFlush", cut->no_flush);
@@ -136,6 +138,7 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
                   .next = take(document, "next"),
                   .backing = take(document, "backing")},
         .own_file_node = vf_json_bool(document, "ownFileNode", false),
+        .elsewhere = vf_json_bool(document, "elsewhere", false),
         .writeback = vf_json_bool(document, "writeback", true),
         .direct = vf_json_bool(document, "direct", false),
         .no_flush = vf_json_bool(document, "noFlush", false),

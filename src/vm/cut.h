@@ -33,6 +33,7 @@ struct vf_cut {
     bool own_file_node; /* the launcher may have made a node of its own for the base's file: then it
                            stays open for writing when the base does not */
     bool writeback, direct, no_flush;
+    bool elsewhere; /* in a deletion's journal: not to be merged by merge.c (see choose.c) */
 
     /* Of a restore the overlay does not build on the base, which is only put aside, but on an image
      * of a snapshot: else NULL and 0. */

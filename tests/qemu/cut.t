@@ -100,6 +100,8 @@ def whole_story(t, name, words, disks, state="running", method="existing", start
             vm.qmp("stop")
         stops(vm)
         write_all(vm, disks, 1, 0)
+        for disk in disks:  # so that merging down is cheaper
+            vm.write(disk, 1, 8, 8)
         record = vm.take("one", "--method", method)
         look("one", layout(vm, disks, ["one"], 1))
         if record["phase"] != "Succeeded" or record["consistency"] != "crash":
@@ -214,6 +216,7 @@ def chain_of_five(t):
                 wrong.extend(f"{when}: {line}" for line in
                              data(vm, ["web"], {**wanted, "%.qcow2": content}))
 
+            vm.write("web", 9, 8, 32)  # so that merging down is cheaper
             for number in range(1, 6):
                 content[number] = number
                 content[0] = number
@@ -226,10 +229,6 @@ def chain_of_five(t):
             vm.write("web", 6, 6)
             look("all five")
             wrong += layout(vm, ["web"], taken, 5, check=True)
-            out = vm.vmfrost("delete", "@s3")
-            t.ok(out.code == 1 and "newest" in out.next, f"{attach}: only the newest of five can be "
-                 "deleted while the VM runs, and the hint says so")
-            wrong += layout(vm, ["web"], taken, 5)
             for number in (5, 4):
                 vm.delete(f"s{number}")
                 taken.pop()

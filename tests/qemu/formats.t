@@ -15,7 +15,7 @@ from bare import (CLUSTER, SIZE, Qemu, Tap, blockdev, drive, image_bytes, image_
                   make_image, run, wait_until)
 
 # The newest snapshot of a disk whose overlay is a new file is not deleted today.
-NEW_FILE_DELETION = False
+NEW_FILE_DELETION = True
 
 SLOW = ["-object", "throttle-group,id=slow,x-iops-total=100000"]
 THREADS = ["-object", "iothread,id=io0", "-object", "iothread,id=io1"]
@@ -82,6 +82,8 @@ class Story:
     def tell(self):
         t, vm = self.t, self.vm
         self.write(1, 0)
+        for disk in self.disks:  # so that merging down is cheaper
+            vm.write(disk, 1, 8, 8)
         graph = vm.graph()
         chains = {disk: len(vm.chain(disk)) for disk in self.disks}
         one = self.take("one")

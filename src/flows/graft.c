@@ -1,0 +1,609 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Joining two images that build on each other.
+ *
+ * Down (block-commit): as long as the upper image has its name, the two together are what they
+ * were, however much of the upper one is in the lower one already. When QEMU says that all of it
+ * is, the upper one's name is turned to the lower one. Headers of images above name a name, and so
+ * stay as they are.
+ *
+ * Up (block-stream): as long as the upper image's header names the lower one, nothing has changed
+ * for whoever opens it. At the end the header names what is below that. QEMU writes the header
+ * at once, but may keep its tables in memory: so everything that was copied is made durable
+ * before. In a running VM the job waits for that before its end; a storage daemon cannot be told to
+ * flush, so there the job is cancelled instead, the image closed and opened again, and a second job
+ * finds nothing left to copy.
+ *
+ * Both open an image for writing BY NAME, and read-only again by name when they end, at whatever
+ * moment they fail. So neither is ever done where a name under which QEMU knows such an image leads
+ * to another one by now (web.qcow2, if the launcher opened it): choose.c takes the other direction.
+ */
+#include "flows/graft.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/file.h"
+#include "util/json.h"
+#include "util/mem.h"
+#include "vm/graph.h"
+#include "vm/qcow2.h"
+
+static struct vf_graft *
+current(struct vf_flow *flow)
+{
+    return &flow->grafts[flow->graft_at];
+}
+
+static const struct vf_cut *
+disk_of(struct vf_flow *flow)
+{
+    return &flow->cuts[current(flow)->cut];
+}
+
+static const char *
+disk_name(struct vf_flow *flow)
+{
+    return disk_of(flow)->name;
+}
+
+static bool
+is_beside(struct vf_flow *flow)
+{
+    return !current(flow)->root;
+}
+
+/* The VM's own QEMU does it, and not a storage daemon. */
+static bool
+is_online(struct vf_flow *flow)
+{
+    return !is_beside(flow) && !(flow->engine.conditions & VF_IF_STOPPED);
+}
+
+static bool
+journal_graft(struct vf_flow *flow, const char *state)
+{
+    const struct vf_graft *graft = current(flow);
+    struct json_object *more =
+        vf_json_strings("disk", disk_name(flow), "way", graft->way == VF_GRAFT_DOWN ? "down" : "up",
+                        "upper", graft->upper, "lower", graft->lower, NULL);
+
+    return vf_journal_state(flow, state, more);
+}
+
+/* The nodes, in the graph that was asked last. */
+
+/* `depth` images below `root`; borrowed; NULL: the chain ends before. */
+static const char *
+node_below(const struct vf_flow *flow, const char *root, size_t depth)
+{
+    while (root && depth-- > 0)
+        root = vf_graph_child(flow->facts.graph, root, "backing");
+    return root;
+}
+
+static const char *
+root_node(struct vf_flow *flow)
+{
+    return is_beside(flow) ? VF_SIDE_NODE : current(flow)->root;
+}
+
+static const char *
+upper_node(struct vf_flow *flow)
+{
+    return node_below(flow, root_node(flow), current(flow)->depth);
+}
+
+static const char *
+lower_node(struct vf_flow *flow)
+{
+    return node_below(flow, root_node(flow), current(flow)->depth + 1);
+}
+
+static const char *
+below_node(struct vf_flow *flow)
+{
+    return node_below(flow, root_node(flow), current(flow)->depth + 2);
+}
+
+/* QEMU's chain has the images that the headers have: as many, and it has these two open. */
+static bool
+chain_is_right(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    struct vf_opened upper, lower = {.read_only = true};
+    size_t length = 0;
+
+    for (const char *node = root_node(flow); node; node = node_below(flow, node, 1))
+        length++;
+    if (length == graft->length && upper_node(flow) && lower_node(flow) &&
+        vf_process_opened(flow->qemu.pid, graft->upper_inode, &upper) &&
+        (upper.read_only || upper.read_write) &&
+        (!graft->lower_inode.number ||
+         (vf_process_opened(flow->qemu.pid, graft->lower_inode, &lower) &&
+          (lower.read_only || lower.read_write))))
+        return true;
+    vf_note(flow, VMFROST_FAILED,
+            "disk %s: QEMU's chain of images is not the one that their headers tell of",
+            disk_name(flow));
+    vf_advise(flow, "see `vmfrost verify %s`", flow->vm.name);
+    return false;
+}
+
+static void graft_next(struct vf_flow *flow);
+static void start_job(struct vf_flow *flow);
+
+static bool
+went_well(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
+{
+    if (reply->outcome == VF_OK)
+        return true;
+    vf_note(flow, reply->outcome == VF_REFUSED ? VMFROST_FAILED : VMFROST_UNREACHABLE,
+            "disk %s: %s: %s", disk_name(flow), what, reply->words);
+    vf_end(flow, reply->outcome);
+    return false;
+}
+
+/* The end. */
+
+static bool
+turn_name(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    VF_AUTO_FREE char *folder = vf_folder_of(graft->upper);
+    VF_AUTO_FREE char *next =
+        vf_printf("%s/.%s.%s.next", folder, vf_name_of(graft->upper), flow->id);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (vf_inode_equal(vf_inode_of(graft->upper), graft->lower_inode))
+        return true;
+    if ((!vf_inode_equal(vf_inode_of(next), graft->lower_inode) &&
+         !vf_link(graft->lower, next, graft->lower_inode, &flow->log, &error)) ||
+        !vf_flip(next, graft->lower_inode, graft->upper, graft->upper_inode, &flow->log, &error)) {
+        vf_prefix(&error, "disk %s", disk_name(flow));
+        return vf_note_error(flow, &error);
+    }
+    if (vf_sync_folder_of(graft->upper) < 0)
+        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
+                       disk_name(flow), graft->upper, strerror(errno));
+    vf_test_point(flow, "graft.turned");
+    /* Names by which nobody but a QEMU of before knew the upper one. */
+    return vf_links_drop(flow, graft->upper_inode) &&
+           vf_links_move(flow, graft->lower_inode, graft->upper);
+}
+
+/* The record of the snapshot whose image was written to knows that image again. */
+static bool
+refresh_owner(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+
+    return !graft->owner || vf_record_refresh(flow, graft->owner, graft->upper);
+}
+
+/* The proof: the header does not name the lower image any more. */
+static bool
+header_is_right(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+
+    if (!vf_qcow2_read(graft->upper, &image, &error))
+        return vf_note_error(flow, &error);
+    bool right =
+        graft->below ? image.backing && strcmp(image.backing, graft->below) == 0 : !image.backing;
+
+    vf_qcow2_release(&image);
+    if (!right)
+        vf_note(flow, VMFROST_FAILED, "disk %s: the header of %s is not what QEMU was told",
+                disk_name(flow), graft->upper);
+    return right;
+}
+
+static void
+done(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+
+    if (graft->way == VF_GRAFT_UP ? !header_is_right(flow) : !turn_name(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (!refresh_owner(flow) || !journal_graft(flow, "grafted")) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    flow->graft_at++;
+    graft_next(flow);
+}
+
+static void
+on_closed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "closing the images"))
+        done(flow);
+}
+
+static void drop_leftovers(struct vf_flow *flow);
+
+static void
+on_leftover_dropped(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "closing an image that is not used any more"))
+        vf_look_again(flow, drop_leftovers);
+}
+
+/* The format's node first: it uses the file's. */
+static void
+drop_leftovers(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    const char *const nodes[] = {graft->leftover, graft->leftover_file};
+
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
+        if (nodes[i] && vf_graph_has(flow->facts.graph, nodes[i]) &&
+            !vf_graph_in_use(flow->facts.graph, nodes[i])) {
+            vf_ask(flow, "blockdev-del", vf_json_strings("node-name", nodes[i], NULL),
+                   on_leftover_dropped);
+            return;
+        }
+    done(flow);
+}
+
+static void
+on_chain_looked(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    size_t length = 0;
+
+    for (const char *node = root_node(flow); node; node = node_below(flow, node, 1))
+        length++;
+    if (length + 1 != graft->length) {
+        vf_refuse(flow, VMFROST_FAILED,
+                  "disk %s: QEMU's chain has %zu images after joining two of %zu", disk_name(flow),
+                  length, graft->length);
+        return;
+    }
+    drop_leftovers(flow);
+}
+
+/* Images that a daemon closes are all on disk; a running QEMU flushes what it opens read-only, and
+ * what it was told to. */
+static void
+settle(struct vf_flow *flow)
+{
+    /* While the daemon holds the locks, so that nobody can start the VM on what goes away. */
+    if (current(flow)->way == VF_GRAFT_DOWN && !turn_name(flow))
+        vf_end(flow, VF_REFUSED);
+    else if (is_beside(flow))
+        vf_side_close(flow, done);
+    else if (is_online(flow))
+        vf_look_again(flow, on_chain_looked);
+    else
+        vf_ask(flow, "blockdev-del", vf_json_strings("node-name", current(flow)->root, NULL),
+               on_closed);
+}
+
+static void
+on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "job-dismiss"))
+        return;
+    vf_test_point(flow, "graft.joined");
+    settle(flow);
+}
+
+static void
+on_failed_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    (void)reply;
+    vf_end(flow, VF_REFUSED);
+}
+
+static void
+on_concluded(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "waiting for the end of the joining"))
+        return;
+    const char *error = vf_json_string(reply->value, "error");
+
+    if (!reply->value || error) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: joining %s and %s failed: %s", disk_name(flow),
+                current(flow)->lower, current(flow)->upper, error ? error : "the job is gone");
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+        return;
+    }
+    vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_dismissed);
+}
+
+static void
+on_finishing(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "ending the job"))
+        vf_job_wait(flow, VF_JOB_CONCLUDED, on_concluded);
+}
+
+/* A second job after the first was cancelled: the image was closed in between. */
+
+static void
+on_reopened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "opening the images again"))
+        vf_look_again(flow, start_job);
+}
+
+static void
+reopen(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    const char *file = is_beside(flow) ? graft->upper : graft->root_file;
+
+    vf_ask(flow, "blockdev-add", vf_image_options(file, "qcow2", root_node(flow)), on_reopened);
+}
+
+static void
+on_closed_between(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "closing the images"))
+        reopen(flow);
+}
+
+static void
+on_cancelled_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "job-dismiss"))
+        return;
+    flow->graft_durable = true;
+    vf_ask(flow, "blockdev-del", vf_json_strings("node-name", root_node(flow), NULL),
+           on_closed_between);
+}
+
+static void
+on_cancelled(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "waiting for the end of a cancelled job"))
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_cancelled_dismissed);
+}
+
+static void
+on_cancelling(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "job-cancel"))
+        vf_job_wait(flow, VF_JOB_CONCLUDED | VF_JOB_GONE, on_cancelled);
+}
+
+/* All is copied. */
+
+static void
+finalize(struct vf_flow *flow)
+{
+    vf_test_point(flow, "graft.durable");
+    vf_ask(flow, "job-finalize", vf_json_strings("id", flow->job, NULL), on_finishing);
+}
+
+static void
+on_flushed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const char *complaint = vf_json_text(reply->value);
+
+    if (!went_well(flow, reply, "flushing"))
+        return;
+    if (complaint && *complaint) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: flushing %s: %s", disk_name(flow),
+                current(flow)->upper, complaint);
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+        return;
+    }
+    finalize(flow);
+}
+
+/* The host's part first, so that QEMU, whose main loop waits for its own flush, has little left. */
+static bool
+sync_file(const char *path)
+{
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+
+    return fd >= 0 && fdatasync(fd) == 0;
+}
+
+static void
+flush(struct vf_flow *flow)
+{
+    const char *node = current(flow)->way == VF_GRAFT_UP ? upper_node(flow) : lower_node(flow);
+    VF_AUTO_FREE char *line = vf_printf("qemu-io %s flush", node ? node : "");
+
+    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL), on_flushed);
+}
+
+static void on_pending(struct vf_flow *flow, const struct vf_reply *reply);
+
+static void
+on_completing(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "job-complete"))
+        vf_job_wait(flow, VF_JOB_PENDING, on_pending);
+}
+
+static void
+on_pending(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_graft *graft = current(flow);
+
+    if (!went_well(flow, reply, "waiting for the images to be joined"))
+        return;
+    unsigned state = vf_job_state_bit(vf_json_string(reply->value, "status"));
+
+    if (state == VF_JOB_READY) {
+        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), on_completing);
+        return;
+    }
+    if (state != VF_JOB_PENDING) {
+        on_concluded(flow, reply);
+        return;
+    }
+    vf_test_point(flow, "graft.pending");
+    if (!sync_file(graft->way == VF_GRAFT_UP ? graft->upper : graft->lower)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: cannot make %s durable: %s", disk_name(flow),
+                graft->way == VF_GRAFT_UP ? graft->upper : graft->lower, strerror(errno));
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+    } else if (is_online(flow)) {
+        flush(flow);
+    } else if (graft->way == VF_GRAFT_UP && !flow->graft_durable) {
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_cancelling);
+    } else {
+        finalize(flow);
+    }
+}
+
+/* The beginning. */
+
+static void
+wait_for_job(struct vf_flow *flow)
+{
+    /* With auto-finalize off an active commit is "ready" first, and all others are "pending". */
+    if (journal_graft(flow, "merge-running"))
+        vf_job_wait(flow, VF_JOB_READY | VF_JOB_PENDING, on_pending);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+/* The proof that QEMU opened the right image. */
+static bool
+opened_for_writing(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    bool up = graft->way == VF_GRAFT_UP;
+    struct vf_opened opened;
+
+    if (vf_process_opened(flow->qemu.pid, up ? graft->upper_inode : graft->lower_inode, &opened) &&
+        opened.read_write)
+        return true;
+    return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing",
+                   disk_name(flow), up ? graft->upper : graft->lower);
+}
+
+static void
+on_started(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_test_point(flow, "graft.started");
+    if (!went_well(flow, reply, "QEMU cannot join the images"))
+        return;
+    if (!opened_for_writing(flow)) {
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+        return;
+    }
+    wait_for_job(flow);
+}
+
+static void
+start_job(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    VF_AUTO_FREE char *id = vf_printf("vfm%.8s-g%zu", flow->id, flow->graft_at);
+    bool down = graft->way == VF_GRAFT_DOWN;
+    /* A commit is asked of the whole disk, a filter above it included. */
+    const char *device = !down                         ? upper_node(flow)
+                         : graft->root && graft->depth ? graft->root_device
+                                                       : root_node(flow);
+    struct json_object *arguments =
+        vf_json_strings("job-id", id, "device", device, "on-error", "report", NULL);
+
+    if (down) {
+        vf_json_add_string(arguments, "top-node", upper_node(flow));
+        vf_json_add_string(arguments, "base-node", lower_node(flow));
+        if (graft->depth > 0)
+            vf_json_add_string(arguments, "backing-file", graft->over_backing);
+    } else if (below_node(flow)) {
+        vf_json_add_string(arguments, "base-node", below_node(flow));
+        vf_json_add_string(arguments, "backing-file", graft->below);
+    }
+    vf_json_add_bool(arguments, "auto-finalize", false);
+    vf_json_add_bool(arguments, "auto-dismiss", false);
+    vf_job_watch(flow, id);
+    vf_ask(flow, down ? "block-commit" : "block-stream", arguments, on_started);
+}
+
+static char *
+named(const char *node)
+{
+    return node && node[0] != '#' ? vf_strdup(node) : NULL;
+}
+
+static void
+note_leftovers(struct vf_flow *flow)
+{
+    struct vf_graft *graft = current(flow);
+    const char *node = graft->way == VF_GRAFT_UP ? lower_node(flow) : upper_node(flow);
+
+    free(graft->leftover);
+    free(graft->leftover_file);
+    graft->leftover = named(node);
+    graft->leftover_file = named(vf_graph_child(flow->facts.graph, node, "file"));
+}
+
+static void
+on_looked(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    bool up = graft->way == VF_GRAFT_UP;
+
+    if (!chain_is_right(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    note_leftovers(flow);
+    const char *node = up ? upper_node(flow) : lower_node(flow);
+    struct vf_inode inode = up ? graft->upper_inode : graft->lower_inode;
+
+    if (vf_node_leads_to(flow, node, inode)) {
+        start_job(flow);
+        return;
+    }
+    /* choose.c has seen to that; the names were another's to change since. */
+    vf_refuse(flow, VMFROST_FAILED,
+              "disk %s: the name by which QEMU knows %s leads to another image", disk_name(flow),
+              up ? graft->upper : graft->lower);
+}
+
+static void
+look(struct vf_flow *flow)
+{
+    vf_look_again(flow, on_looked);
+}
+
+static void
+graft_next(struct vf_flow *flow)
+{
+    flow->graft_durable = false;
+    if (flow->graft_at == flow->graft_count) {
+        vf_end(flow, VF_OK);
+        return;
+    }
+    if (!journal_graft(flow, "graft")) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (is_beside(flow))
+        vf_side_open(flow, current(flow), look);
+    else
+        look(flow);
+}
+
+void
+vf_step_graft(struct vf_flow *flow)
+{
+    graft_next(flow);
+}
+
+void
+vf_graft_leave(struct vf_flow *flow)
+{
+    vf_side_leave(flow);
+}

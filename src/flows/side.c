@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Images that the running QEMU has not in any of its disks' chains: those of another branch, or of
+ * a disk that is not plugged in. They are worked on by a storage daemon beside QEMU. Both may have
+ * one image open, as long as nobody writes to it: their locks see to that.
+ *
+ * While the side is taken, flow->qmp and flow->qemu are the daemon's, so that every step function
+ * works as ever; the others wait in flow->side.
+ */
+#include <string.h>
+
+#include "flows/graft.h"
+#include "flows/steps.h"
+#include "util/cleanup.h"
+#include "util/json.h"
+#include "util/mem.h"
+
+static void
+change_sides(struct vf_flow *flow)
+{
+    struct vf_qmp *qmp = flow->qmp;
+    struct vf_process qemu = flow->qemu;
+
+    flow->qmp = flow->side.qmp;
+    flow->qemu = flow->side.qemu;
+    flow->side.qmp = qmp;
+    flow->side.qemu = qemu;
+    flow->side.taken = !flow->side.taken;
+}
+
+static void
+on_opened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_graft *graft = flow->side.graft;
+
+    if (vf_expect(flow, reply, "disk %s: cannot open %s", flow->cuts[graft->cut].name,
+                  graft->upper))
+        flow->side.fn(flow);
+}
+
+static void
+open_image(struct vf_flow *flow)
+{
+    vf_ask(flow, "blockdev-add", vf_image_options(flow->side.graft->upper, "qcow2", VF_SIDE_NODE),
+           on_opened);
+}
+
+static void
+on_attached(void *data, const struct vf_reply *reply)
+{
+    struct vf_flow *flow = data;
+
+    if (reply->outcome != VF_OK) {
+        char words[VF_WORDS_SIZE];
+
+        vf_daemon_words(&flow->side.daemon, words);
+        vf_refuse(flow, VMFROST_FAILED, "%s", *words ? words : reply->words);
+        return;
+    }
+    flow->qemu = vf_process_of(flow->side.daemon.pid);
+    open_image(flow);
+}
+
+void
+vf_side_open(struct vf_flow *flow, const struct vf_graft *graft, void (*fn)(struct vf_flow *flow))
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    flow->side.graft = graft;
+    flow->side.fn = fn;
+    if (flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED)) {
+        open_image(flow);
+        return;
+    }
+    if (!vf_daemon_start(&flow->side.daemon, &flow->log, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    change_sides(flow);
+    if (!flow->qmp)
+        flow->qmp = vf_flow_qmp(flow);
+    vf_qmp_attach(flow->qmp, vf_daemon_take_monitor(&flow->side.daemon), flow->side.daemon.pid,
+                  VF_DAEMON_NAME, on_attached, flow);
+}
+
+static void
+on_closed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "closing an image"))
+        return;
+    vf_side_leave(flow);
+    flow->side.fn(flow);
+}
+
+void
+vf_side_close(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    flow->side.fn = fn;
+    vf_ask(flow, "blockdev-del", vf_json_strings("node-name", VF_SIDE_NODE, NULL), on_closed);
+}
+
+void
+vf_side_leave(struct vf_flow *flow)
+{
+    if (!flow->side.taken)
+        return;
+    vf_qmp_close(flow->qmp);
+    change_sides(flow);
+    vf_daemon_stop(&flow->side.daemon);
+}
