@@ -252,19 +252,18 @@ def killed(tap):
 
 def not_run(tap):
     """Nothing is run, and nothing is left."""
-    with Qemu(WORDS + drive("raw", "raw.raw", "raw"), IMAGES + ["raw.raw"]) as vm:
+    with Qemu(WORDS, IMAGES) as vm:
         before = vm.names(), vm.graph()
         marker = vm.folder / "ran"
         script = vm.folder / "script"
         script.write_text("echo no program")
         for words, options, code, why in (
-                (["touch", marker], [], 1, "--exclude raw"),
-                (["no-such-program"], ["--exclude", "raw"], 127, "cannot run 'no-such-program'"),
-                ([vm.folder / "nothing/x"], ["--exclude", "raw"], 127, "No such file"),
-                ([script], ["--exclude", "raw"], 126, "Permission denied"),
-                ([vm.folder], ["--exclude", "raw"], 126, "Permission denied"),
-                (["touch", marker], ["--exclude", "raw", "--quiesce", "require"], 3, "agent"),
-                (["touch", marker], ["--exclude", "raw", "--exclude", "nonsense"], 2, "nonsense")):
+                (["no-such-program"], [], 127, "cannot run 'no-such-program'"),
+                ([vm.folder / "nothing/x"], [], 127, "No such file"),
+                ([script], [], 126, "Permission denied"),
+                ([vm.folder], [], 126, "Permission denied"),
+                (["touch", marker], ["--quiesce", "require"], 3, "agent"),
+                (["touch", marker], ["--exclude", "nonsense"], 2, "nonsense")):
             done = with_snapshot(vm, *words, options=options)
             what = f"{' '.join(map(str, options))} -- {words[0]}"
             tap.is_((done.code, marker.exists()), (code, False), f"{what}: exit {code}, not run")
@@ -275,19 +274,46 @@ def not_run(tap):
         broken = vm.folder / "broken"
         broken.write_text("#!/no/such/interpreter\n")
         broken.chmod(0o755)
-        done = with_snapshot(vm, broken, options=["--exclude", "raw"])
+        done = with_snapshot(vm, broken)
         tap.ok(done.code == 127 and "cannot run" in done.err, "what turns out only when it is run")
         tidy(tap, vm, "no interpreter")
-        done = with_snapshot(vm, "sh", "-c", 'echo "$VMFROST_IMAGES"',
-                             options=["-q", "@b", "--exclude", "raw"])
-        tap.is_(sorted(done.out.split()), sorted(str(vm.disks / f"{disk}@b.qcow2") for disk in DISKS),
-                "the others, without the one that goes on in a new file")
-        vm.vmfrost("snapshot", "@there", "--exclude", "raw")
-        done = with_snapshot(vm, "touch", marker, options=["@there", "--exclude", "raw"])
+        vm.vmfrost("snapshot", "@there")
+        done = with_snapshot(vm, "touch", marker, options=["@there"])
         tap.ok(done.code == 1 and "exists already" in done.err and not marker.exists(),
                "a name that there is already")
         tap.is_(records(vm), ["there"], "whose snapshot stays")
         vm.delete("there")
+
+
+def new_files(tap):
+    """Disks that go on in a new file go back to the old one, too; unless QEMU was started again
+    meanwhile, on the new one, which then gets all that the old one had."""
+    words = WORDS + drive("raw", "raw.raw", "raw")
+    with Qemu(words, IMAGES + ["raw.raw"]) as vm:
+        write(vm, 1)
+        vm.write("raw", 1, 1)
+        before = vm.names(), vm.graph()
+        done = with_snapshot(vm, "sh", "-c", 'echo "$VMFROST_IMAGES"', options=["@b"])
+        tap.is_(sorted(done.out.split()),
+                sorted([str(vm.disks / f"{disk}@b.qcow2") for disk in DISKS] +
+                       [str(vm.disks / "raw.raw")]), "a new file: the image is the old one")
+        tap.is_((vm.names(), vm.graph()), before, "a new file: all as before")
+        tap.ok("is in" in done.err and "raw.raw again" in done.err, "a new file: it says so")
+        tidy(tap, vm, "a new file", 0, 1)
+
+        command = With(vm, "sh", "-c", f"touch {vm.folder}/started; while [ ! -e {vm.folder}/go ]; "
+                                       "do sleep 0.05; done", options=["@b"])
+        wait_for(vm)
+        vm.words = WORDS + drive("raw", "raw+b.qcow2")
+        vm.restart()
+        vm.write("raw", 2, 2)
+        (vm.folder / "go").touch()
+        done = command.wait()
+        tap.is_((done.code, vm.sees("raw", 4)), (0, [0, 1, 2, 0]), "started on the new file: merged")
+        tap.is_((vm.chain("raw")[1:], vm.read("raw+b.qcow2", 3)), ([], [0, 1, 2]),
+                "started on the new file: which has all of it")
+        tap.ok(not (vm.disks / "raw.raw").exists(), "started on the new file: the old one goes")
+        tap.is_((records(vm), vm.journal(), vm.jobs()), ([], [], []), "started on the new file: tidy")
 
 
 def not_merged(tap):
@@ -429,6 +455,6 @@ def told(tap):
 with Tap() as main:
     began = time.monotonic()
     for part in (a_backup, names_of_disks, inherited, ended, on_a_terminal, killed, not_run,
-                 not_merged, busy, stopped, told):
+                 new_files, not_merged, busy, stopped, told):
         part(main)
         main.diag(f"{part.__name__}: {time.monotonic() - began:.1f} s")
