@@ -48,10 +48,13 @@ on_message(struct guard *guard, const struct message *message)
         break;
     case MESSAGE_CUTTING:
         guard->owes_names = true;
-        guard->at_once = false;
+        guard->at_once = guard->leading = false;
         break;
     case MESSAGE_TURNING:
         guard->owes_names = guard->at_once = true;
+        break;
+    case MESSAGE_LEADING:
+        guard->owes_names = guard->leading = true;
         break;
     case MESSAGE_NAMED:
         guard->owes_names = false;
@@ -137,17 +140,25 @@ write_journal(const struct guard *guard, const char *state, const char *key, int
     fdatasync(guard->journal);
 }
 
+static bool
+await_names(struct guard *guard)
+{
+    if (guard->at_once)
+        return true;
+    return guard->leading ? vf_guard_await_bases(guard) : vf_guard_await_cut(guard);
+}
+
 static void
 pay_debts(struct guard *guard)
 {
-    bool cut = guard->owes_names && (guard->at_once || vf_guard_await_cut(guard));
+    bool cut = guard->owes_names && await_names(guard);
     size_t flipped = cut ? vf_guard_flip_names(guard) : 0;
 
     if (guard->owes_thaw && guard->agent >= 0 && vf_guard_thaw(guard) == THAW_CONFIRMED)
         write_journal(guard, "guard-thawed", "thawedFilesystems", guard->talk.thawed);
     /* The thaw was answered through the same main loop that makes the cut: whatever QEMU had been
      * told to cut, it has cut by now. */
-    if (guard->owes_names && !cut && (cut = vf_guard_is_cut(guard)))
+    if (guard->owes_names && !guard->leading && !cut && (cut = vf_guard_is_cut(guard)))
         flipped = vf_guard_flip_names(guard);
     if (cut) {
         vf_guard_sync_names(guard);

@@ -28,6 +28,7 @@
 #include "util/descriptors.h"
 
 #define CUT_MS 300     /* a dead caller's transaction is in QEMU's hands: it takes that long */
+#define OPEN_MS 10000  /* a QEMU that has been told to open a base, and is busy */
 #define CUT_PAUSE_MS 2 /* between two looks at QEMU's descriptors */
 
 #define BYTE_OF_WRITER 101 /* 100 + the bit of the permission to write */
@@ -163,19 +164,27 @@ look_at_descriptor(void *data, int folder, const char *number)
     }
 }
 
+/* False: QEMU cannot be looked at. */
 static bool
-look_once(struct guard *guard)
+look(struct guard *guard)
 {
-    bool cut;
-
     for (size_t i = 0; i < guard->name_count; i++)
         guard->names[i].overlay_written = guard->names[i].base_written = false;
     int folder = openat(guard->process, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (folder < 0)
         return false;
-    cut = vf_each_descriptor(folder, look_at_descriptor, guard);
+    bool looked = vf_each_descriptor(folder, look_at_descriptor, guard);
+
     close(folder);
+    return looked;
+}
+
+static bool
+look_once(struct guard *guard)
+{
+    bool cut = look(guard);
+
     for (size_t i = 0; i < guard->name_count; i++)
         cut = cut && guard->names[i].overlay_written && !guard->names[i].base_written;
     return cut;
@@ -201,8 +210,6 @@ vf_guard_await_cut(struct guard *guard)
     return true;
 }
 
-/* --- The flips --- */
-
 static bool
 leads_to(const char *path, uint64_t device, uint64_t number)
 {
@@ -210,6 +217,44 @@ leads_to(const char *path, uint64_t device, uint64_t number)
 
     return lstat(path, &about) == 0 && about.st_ino == number && about.st_dev == device;
 }
+
+/* It has ended, whoever waits for it. */
+static bool
+is_gone(const struct guard *guard)
+{
+    char text[1024];
+    const char *state;
+
+    if (!read_text(guard->process, "stat", text, sizeof text))
+        return true;
+    state = strrchr(text, ')');
+    return !state || state[1] != ' ' || state[2] == 'Z' || state[2] == 'X';
+}
+
+bool
+vf_guard_await_bases(struct guard *guard)
+{
+    int64_t until = vf_guard_now_ms() + OPEN_MS;
+
+    while (guard->process >= 0 && !is_gone(guard)) {
+        bool opened = look(guard);
+
+        for (size_t i = 0; i < guard->name_count; i++) {
+            const struct name *name = &guard->names[i];
+
+            opened = opened && (name->base_written ||
+                                !leads_to(name->top, name->base_device, name->base_number));
+        }
+        if (opened)
+            return true;
+        if (vf_guard_now_ms() >= until)
+            return false;
+        vf_guard_pause_ms(CUT_PAUSE_MS);
+    }
+    return guard->process >= 0;
+}
+
+/* --- The flips --- */
 
 /* The caller may have flipped some itself. */
 size_t

@@ -30,6 +30,7 @@ enum message_kind {
     MESSAGE_FREEZING,
     MESSAGE_CUTTING,
     MESSAGE_TURNING,
+    MESSAGE_LEADING,
     MESSAGE_NAMED,
     MESSAGE_THAWING,
     MESSAGE_THAWED,
@@ -74,6 +75,7 @@ struct guard {
     bool caller_gone, holding;
     bool owes_thaw, owes_names;
     bool at_once;    /* the names do not wait for a cut */
+    bool leading;    /* they wait for QEMU to have the bases open for writing */
     bool called_off; /* what the caller said since ends a thaw on the clock's behalf */
     int64_t due, limit_ms;
     struct talk talk;
@@ -110,6 +112,8 @@ void vf_guard_open_process(struct guard *guard);
 bool vf_guard_is_cut(struct guard *guard);
 /* Waits a moment for that. */
 bool vf_guard_await_cut(struct guard *guard);
+/* QEMU has all bases open for writing, or is gone: waits for a while. */
+bool vf_guard_await_bases(struct guard *guard);
 /* Flips what is not flipped yet; how many names lead to their overlays now. */
 size_t vf_guard_flip_names(struct guard *guard);
 /* Makes the flips durable. */

@@ -227,6 +227,12 @@ vf_guard_turning(struct vf_guard *guard)
 }
 
 void
+vf_guard_leading(struct vf_guard *guard)
+{
+    tell(guard, MESSAGE_LEADING, 0);
+}
+
+void
 vf_guard_named(struct vf_guard *guard)
 {
     tell(guard, MESSAGE_NAMED, 0);

@@ -18,6 +18,9 @@
  * Where the VM stands still while its names are turned (a restore), they are owed whatever QEMU
  * does: some may be turned already, and then all have to be.
  *
+ * Where a name leads to the base for a moment, so that QEMU opens that one by it (a merge), it is
+ * owed as soon as QEMU has done so, or has ended.
+ *
  * It is also a second clock for the frozen limit: a caller that is stopped or hangs does not keep
  * the guest frozen. The thaw stays owed then, until the caller says that it is done; if the caller
  * goes on, it may find replies in the agent's stream that are not its own, and synchronises anew.
@@ -83,6 +86,9 @@ void vf_guard_freezing(struct vf_guard *guard, int64_t limit_ms);
 void vf_guard_cutting(struct vf_guard *guard);
 /* The first rename is about to be made: names are owed at once, whatever QEMU has open. */
 void vf_guard_turning(struct vf_guard *guard);
+/* A name is about to lead to its base for a moment, so that QEMU opens that one by it: it is owed
+ * once QEMU has the base open for writing, or is gone. */
+void vf_guard_leading(struct vf_guard *guard);
 /* Names are flipped, or will not be: no longer owed. */
 void vf_guard_named(struct vf_guard *guard);
 /* The caller is about to thaw: its clock starts anew with `limit_ms`, so that the two do not read

@@ -79,6 +79,24 @@ turn(struct vf_flow *flow, const struct vf_cut *cut, const char *source, struct 
     return true;
 }
 
+/* For a moment. The name beside it leads to the overlay meanwhile, so that one rename leads it
+ * back, whoever makes it. */
+static bool
+lead_to_base(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (cut->naming == VF_NAMING_NEW_FILE || vf_inode_equal(vf_inode_of(cut->names.top), cut->base))
+        return true;
+    if (!vf_inode_equal(vf_inode_of(cut->names.next), cut->base) &&
+        (!vf_unlink(cut->names.next, cut->overlay, &flow->log, &error) ||
+         !vf_link(cut->names.sealed, cut->names.next, cut->base, &flow->log, &error)))
+        return vf_note_error(flow, &error);
+    return vf_exchange(cut->names.next, cut->base, cut->names.top, cut->overlay, &flow->log,
+                       &error) ||
+           vf_note_error(flow, &error);
+}
+
 bool
 vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -174,8 +192,8 @@ give_up(struct vf_flow *flow, enum vf_outcome outcome)
 {
     /* Once the name was turned for good, only a job that says it failed turns it back: a lost reply
      * to job-finalize may mean that the guest writes to the base by now. */
-    if (!flow->merge_final)
-        vf_turn_to_overlay(flow, current(flow));
+    if (!flow->merge_final && vf_turn_to_overlay(flow, current(flow)))
+        vf_guard_named(&flow->guard);
     flow->merge_outcome = outcome;
     if (flow->stopped && vf_qmp_ready(flow->qmp))
         vf_ask(flow, "cont", NULL, on_let_go);
@@ -363,6 +381,7 @@ on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
         give_up(flow, VF_REFUSED);
         return;
     }
+    vf_guard_named(&flow->guard);
     if (flow->stopped)
         vf_ask(flow, "cont", NULL, on_gone_on);
     else
@@ -389,8 +408,17 @@ start_commit(struct vf_flow *flow)
 static void
 turn_and_commit(struct vf_flow *flow)
 {
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
     vf_test_point(flow, "merge.stopped");
-    if (vf_turn_to_base(flow, current(flow)))
+    /* Whoever starts the VM is to find its current image by that name, also if we die here. */
+    if (flow->guard.fd < 0 && !vf_guard_fork(flow, -1, &error)) {
+        vf_note_error(flow, &error);
+        give_up(flow, VF_REFUSED);
+        return;
+    }
+    vf_guard_leading(&flow->guard);
+    if (lead_to_base(flow, current(flow)))
         start_commit(flow);
     else
         give_up(flow, VF_REFUSED);

@@ -12,10 +12,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
@@ -285,6 +287,18 @@ vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_inode
     /* Not before: the guest may be frozen. */
     vf_log(log, VMFROST_LOG_DEBUG, "file rename %s -> %s", from, to);
     return true;
+}
+
+bool
+vf_exchange(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
+            const struct vf_log *log, struct vmfrost_error *error)
+{
+    if (vf_inode_equal(vf_inode_of(from), inode) && vf_inode_equal(vf_inode_of(to), replaced) &&
+        syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
+        vf_log(log, VMFROST_LOG_DEBUG, "file exchange %s <-> %s", from, to);
+        return true;
+    }
+    return vf_flip(from, inode, to, replaced, log, error);
 }
 
 bool

@@ -103,6 +103,10 @@ bool vf_link(const char *from, const char *to, struct vf_inode inode, const stru
  * both), if it still is there. */
 bool vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
              const struct vf_log *log, struct vmfrost_error *error);
+/* Exchanges the two names, at one instant: afterwards `to` leads to `inode` and `from` to
+ * `replaced`. Where the file system cannot do that, `from` is renamed over `to` as by vf_flip(). */
+bool vf_exchange(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
+                 const struct vf_log *log, struct vmfrost_error *error);
 /* Removes `path` if it is `inode`. True if it is gone (also if it never was there); false with the
  * reason if something else has that name. */
 bool vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log,
