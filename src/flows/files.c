@@ -139,7 +139,7 @@ static void
 on_old_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 {
     VF_AUTO_FREE char *prefix = vf_printf("vf%.8s-", flow->id);
-    VF_AUTO_FREE char *merge_prefix = vf_printf("vfm%.8s-", flow->id);
+    VF_AUTO_FREE char *merge_prefix = vf_printf(VF_JOB_OURS "%.8s-", flow->id);
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;

@@ -506,7 +506,7 @@ static void
 start_job(struct vf_flow *flow)
 {
     const struct vf_graft *graft = current(flow);
-    VF_AUTO_FREE char *id = vf_printf("vfm%.8s-g%zu", flow->id, flow->graft_at);
+    VF_AUTO_FREE char *id = vf_printf(VF_JOB_OURS "%.8s-g%zu", flow->id, flow->graft_at);
     bool down = graft->way == VF_GRAFT_DOWN;
     /* A commit is asked of the whole disk, a filter above it included. */
     const char *device = !down                         ? upper_node(flow)

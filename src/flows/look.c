@@ -27,15 +27,15 @@ static const struct question questions[] = {
     {"query-status", FACT(status), false},
     {"query-migrate", FACT(migrate), false},
     {"query-jobs", FACT(jobs), false},
-    {"query-block-jobs", FACT(block_jobs), false},
     {"query-chardev", FACT(chardev), false},
-    /* From here on, vf_look_again() asks again. */
+    /* From here on, vf_look_again() asks again: jobs before nodes, see dangerous_job(). */
+    {"query-block-jobs", FACT(block_jobs), false},
     {"query-block", FACT(block), false},
     {"query-named-block-nodes", FACT(nodes), true},
     {"x-debug-query-block-graph", FACT(graph), false},
 };
 #define QUESTION_COUNT (sizeof questions / sizeof *questions)
-#define QUESTION_BLOCK (QUESTION_COUNT - 3)
+#define QUESTION_BLOCK (QUESTION_COUNT - 4)
 #define QUESTION_NODES (QUESTION_COUNT - 2)
 
 static struct json_object **
@@ -69,6 +69,51 @@ vf_node_file(const struct vf_flow *flow, const char *node)
 
 static void ask_next(struct vf_flow *flow);
 
+/* From the end of a stream to its dismissal, QEMU crashes at query-named-block-nodes: the stream's
+ * filter is in that list, but has no child any more. Without auto-dismiss, that end may be now;
+ * ours wait before it to be told to end. Borrowed; NULL: QEMU can be asked. */
+static struct json_object *
+dangerous_job(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < vf_json_length(flow->facts.block_jobs); i++) {
+        struct json_object *job = vf_json_at(flow->facts.block_jobs, i);
+        const char *type = vf_json_string(job, "type"), *id = vf_json_string(job, "device");
+        bool over = vf_job_state_bit(vf_json_string(job, "status")) == VF_JOB_CONCLUDED;
+
+        if (type && strcmp(type, "stream") == 0 && !vf_json_bool(job, "auto-dismiss", false) &&
+            (over || !id || !vf_starts_with(id, VF_JOB_OURS)))
+            return job;
+    }
+    return NULL;
+}
+
+static void
+on_job_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!vf_expect(flow, reply, "job-dismiss"))
+        return;
+    flow->at = QUESTION_BLOCK;
+    ask_next(flow);
+}
+
+/* One of ours is a killed vmfrost's: with the journal it is this one's. */
+static void
+deal_with(struct vf_flow *flow, struct json_object *job)
+{
+    const char *id = vf_json_string(job, "device"), *status = vf_json_string(job, "status");
+
+    if (id && vf_starts_with(id, VF_JOB_OURS) && flow->journal.fd >= 0) {
+        vf_ask(flow, "job-dismiss", vf_json_strings("id", id, NULL), on_job_dismissed);
+        return;
+    }
+    vf_fail(&flow->error, VMFROST_FAILED,
+            "QEMU's job %s (stream, %s) is not dismissed yet, and QEMU could crash when it is "
+            "asked for its disks",
+            id ? id : "without a name", status ? status : "in no state");
+    vf_hint(&flow->error, "when it is over, dismiss it with job-dismiss");
+    vf_end(flow, VF_REFUSED);
+}
+
 static void
 on_answer(struct vf_flow *flow, const struct vf_reply *reply)
 {
@@ -80,7 +125,13 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
     json_object_put(*slot);
     *slot = json_object_get(reply->value);
     flow->at++;
-    ask_next(flow);
+
+    struct json_object *job = question->fact == FACT(block_jobs) ? dangerous_job(flow) : NULL;
+
+    if (job)
+        deal_with(flow, job);
+    else
+        ask_next(flow);
 }
 
 static void

@@ -40,7 +40,7 @@ current(struct vf_flow *flow)
 static char *
 job_id(const struct vf_flow *flow)
 {
-    return vf_printf("vfm%.8s-%zu", flow->id, flow->merge_at);
+    return vf_printf(VF_JOB_OURS "%.8s-%zu", flow->id, flow->merge_at);
 }
 
 static bool
@@ -609,7 +609,7 @@ on_names_by_graph(struct vf_flow *flow)
 static void
 on_jobs_to_stop(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    VF_AUTO_FREE char *prefix = vf_printf("vfm%.8s-", flow->id);
+    VF_AUTO_FREE char *prefix = vf_printf(VF_JOB_OURS "%.8s-", flow->id);
 
     if (!vf_expect(flow, reply, "query-jobs"))
         return;

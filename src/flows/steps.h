@@ -173,6 +173,9 @@ enum {
     VF_JOB_CONCLUDED = 1 << 2,
     VF_JOB_GONE = 1 << 3, /* "null", or not there at all */
 };
+
+/* What the ids of jobs on disks begin with, so that a later vmfrost knows them. */
+#define VF_JOB_OURS "vfm"
 void vf_job_watch(struct vf_flow *flow, const char *id);
 void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
 /* Calls `fn` when one of the jobs whose ids begin so comes to a state that somebody may wait for.

@@ -9,7 +9,8 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import ROOT, SIZE, Qemu, Tap, blockdev, drive, go_on, lab, make_image, run, wait_until
+from bare import (ROOT, SIZE, Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image, run,
+                  wait_until)
 
 DISKS = ["web", "data", "log"]
 IMAGES = [f"{disk}.qcow2" for disk in DISKS]
@@ -226,6 +227,7 @@ def jobs(t):
         t.ok(out.code == 0 or "job-dismiss" in out.next, "a job that is over but not dismissed: "
              + ("taken" if out.code == 0 else "refused, with the hint to dismiss it"))
         vm.qmp("job-dismiss", id="over")
+    stream(t)
     with Qemu(three(), IMAGES) as vm:
         vm.take("one")
         start_job(vm, vm.root("data")["node-name"])
@@ -237,6 +239,44 @@ def jobs(t):
         end_job(vm)
         out = vm.vmfrost("delete", "@one")
         t.is_((out.code, vm.names()), (0, sorted(IMAGES)), "... and without the job it is deleted")
+
+
+def stream(t):
+    """A stream that is not dismissed: after its end, QEMU 7.2 crashes when asked for its nodes."""
+    for form in (drive, blockdev):
+        with Qemu(three(form), IMAGES) as vm:
+            vm.write("data", 1, count=64)
+            vm.take("one")
+            vm.qmp("block-stream", job_id="somebodys", device=vm.root("data")["node-name"], speed=1,
+                   auto_dismiss=False)
+            out = vm.vmfrost("snapshot", "@no")
+            t.ok(out.code == 1 and "somebodys (stream, running)" in out.error,
+                 f"a stream that could end at any time: refused ({out.error})")
+            vm.qmp("block-job-set-speed", device="somebodys", speed=0)
+            wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "concluded", what="its end")
+            out = vm.vmfrost("status")
+            t.ok(out.code == 0 and "somebodys (stream, concluded)" in str(out.document["warnings"])
+                 and vm.process.poll() is None, "after its end: status says so, and QEMU lives")
+            for words in (["snapshot", "@no"], ["check"], ["delete", "@one"]):
+                out = vm.vmfrost(*words)
+                t.ok(out.code == 1 and "somebodys (stream, concluded)" in out.error
+                     and "job-dismiss" in out.next and vm.process.poll() is None,
+                     f"{words[0]} after its end: refused, and QEMU lives ({out.error})")
+            vm.qmp("job-dismiss", id="somebodys")
+            out = vm.vmfrost("check")
+            t.is_((out.code, vm.process.poll()), (0, None), "after its dismissal all is well")
+    with Qemu(drive("web")) as vm:
+        vm.write("web", 1)
+        vm.take("one")
+        finish(vm.start_vmfrost("snapshot", "@two", env={"VMFROST_TEST_AT": "kill:rehearse"}))
+        vm.qmp("block-stream", job_id="vfm00000000-g0", device=vm.root("web")["node-name"],
+               auto_finalize=False, auto_dismiss=False)
+        wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "pending", what="its end")
+        vm.qmp("job-cancel", id="vfm00000000-g0")
+        wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "concluded", what="its end")
+        out = vm.vmfrost("recover")
+        t.is_((out.code, out.error, vm.jobs(), vm.process.poll()), (0, "", [], None),
+              "a stream that a killed vmfrost left behind: recovery dismisses it, and QEMU lives")
 
 
 # --- at the overlays and the rehearsal --------------------------------------
