@@ -108,7 +108,10 @@ tidy(struct vf_flow *flow)
         cut->elsewhere |= !cut->merged;
     }
     flow->cut_begun = true;
-    vf_step_undo_files(flow);
+    if (vf_graft_sweep(flow))
+        vf_step_undo_files(flow);
+    else
+        vf_end(flow, VF_REFUSED);
 }
 
 /* Beginning. */

@@ -152,13 +152,34 @@ went_well(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
 
 /* The end. */
 
+/* Where a name waits to be renamed over `path`. */
+static char *
+next_name(const struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+
+    return vf_printf("%s/.%s.%s.next", folder, vf_name_of(path), flow->id);
+}
+
+bool
+vf_graft_sweep(struct vf_flow *flow)
+{
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
+        const char *upper = vf_json_string(vf_json_at(flow->journal_lines, i), "upper");
+        VF_AUTO_FREE char *next = upper ? next_name(flow, upper) : NULL;
+        struct vmfrost_error error = {.code = VMFROST_OK};
+
+        if (next && !vf_unlink(next, vf_inode_of(next), &flow->log, &error))
+            return vf_note_error(flow, &error);
+    }
+    return true;
+}
+
 static bool
 turn_name(struct vf_flow *flow)
 {
     const struct vf_graft *graft = current(flow);
-    VF_AUTO_FREE char *folder = vf_folder_of(graft->upper);
-    VF_AUTO_FREE char *next =
-        vf_printf("%s/.%s.%s.next", folder, vf_name_of(graft->upper), flow->id);
+    VF_AUTO_FREE char *next = next_name(flow, graft->upper);
     struct vmfrost_error error = {.code = VMFROST_OK};
 
     if (vf_inode_equal(vf_inode_of(graft->upper), graft->lower_inode))
@@ -600,10 +621,4 @@ void
 vf_step_graft(struct vf_flow *flow)
 {
     graft_next(flow);
-}
-
-void
-vf_graft_leave(struct vf_flow *flow)
-{
-    vf_side_leave(flow);
 }

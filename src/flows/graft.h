@@ -52,8 +52,8 @@ char *vf_joined_name(const struct vf_flow *flow, const struct vf_cut *cut,
 /* graft.c */
 /* Does all of flow->grafts, one after the other. Started again it goes on where it was. */
 void vf_step_graft(struct vf_flow *flow);
-/* Gives up the graft that is under way, if any: back to the VM's own QEMU. */
-void vf_graft_leave(struct vf_flow *flow);
+/* Removes the second names that grafts of an interrupted deletion may have left. */
+bool vf_graft_sweep(struct vf_flow *flow);
 
 /* side.c: images that are in no chain of the running QEMU (or of the daemon of a stopped VM). */
 /* Opens the upper image of the graft alone, with all that it builds on, as node "vfg"; from then on
