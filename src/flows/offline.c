@@ -257,8 +257,11 @@ open_next(struct vf_flow *flow)
         return;
     }
     VF_AUTO_FREE char *node = vf_printf("vfd%zu", flow->at);
+    struct json_object *options = vf_image_options(file, format, node);
 
-    vf_ask(flow, "blockdev-add", vf_image_options(file, format, node), on_image_opened);
+    /* Whoever only looks does not keep a VM from being started meanwhile. */
+    vf_json_add_bool(options, "read-only", !flow->changes);
+    vf_ask(flow, "blockdev-add", options, on_image_opened);
 }
 
 /* Opens all images of a stopped VM for writing, with what they build on. */

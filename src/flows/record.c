@@ -350,6 +350,8 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
         vf_json_add_int(qemu, "pid", flow->qemu.pid);
         vf_json_add_int(qemu, "started", (int64_t)flow->qemu.started);
     }
+    if (flow->engine.conditions & VF_IF_STOPPED) /* null: they are declared */
+        vf_json_add_string(record, "disksSeen", vf_json_string(flow->known_disks, "seen"));
     if (flow->qemu_version)
         vf_json_add(record, "qemu", qemu);
     else
