@@ -200,8 +200,10 @@ VMFROST_API struct vmfrost_op *vmfrost_check(struct vmfrost *context, const char
 VMFROST_API struct vmfrost_op *vmfrost_status(struct vmfrost *context, const char *vm,
                                               vmfrost_done_fn *done, void *data);
 
-/* Deletes a snapshot: a Failed record without content at once; the newest snapshot of a running
- * VM by merging the current overlay into it. */
+/* Deletes a snapshot, of a VM that runs or not: a Failed record without content at once; any other
+ * by joining each of its images with what builds on it. From the moment that this begins the
+ * snapshot has no content any more ("deleting" in its record). Deleting again, or
+ * vmfrost_recover(), finishes one that was interrupted. */
 VMFROST_API struct vmfrost_op *vmfrost_delete(struct vmfrost *context, const char *vm,
                                               const char *snapshot, vmfrost_event_fn *event,
                                               vmfrost_done_fn *done, void *data);

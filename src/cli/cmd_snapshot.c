@@ -139,9 +139,12 @@ const struct command command_delete = {
     .help = "delete a snapshot: merge its disks, remove its files",
     .synopsis = "VM@NAME [OPTION]...\n"
                 "--qmp PATH [@]NAME [OPTION]...",
-    .about = "Deletes the newest snapshot of a VM: what was written since is merged into its\n"
-             "images while the VM runs, and the VM's own file names lead to the current state\n"
-             "throughout. The record of a failed snapshot goes at once, whichever it is.\n",
+    .about =
+        "Deletes any snapshot of a VM, running or not. Each of its images is joined with what\n"
+        "builds on it, in the direction that copies less; the other snapshots and the present\n"
+        "state stay what they are, under their own names, throughout. A deletion that was\n"
+        "interrupted is finished by deleting again, or by `vmfrost recover`. The record of a\n"
+        "failed snapshot without content goes at once.\n",
     .examples = "  vmfrost delete web@before-upgrade\n"
                 "  vmfrost delete --qmp /run/web.qmp before\n",
     .kind = COMMAND_OPERATES,

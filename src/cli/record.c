@@ -98,10 +98,10 @@ record_quality(struct json_object *record)
         return vf_strdup("of no known consistency");
     if (strcmp(consistency, "crash") == 0)
         return vf_strdup(why_crash(record));
+    if (strcmp(consistency, "offline") == 0)
+        return vf_strdup("offline: the VM was not running");
     if (strcmp(consistency, "filesystem") != 0)
         return vf_strdup(consistency);
-    if (!record_has_indication(record, "Online") && vf_json_array(record, "indications"))
-        return vf_strdup("consistent (the VM was not running)");
     if (!vf_json_int(evidence, "frozenFilesystems", &frozen) ||
         !vf_json_int(evidence, "thawedFilesystems", &thawed))
         return vf_strdup("consistent");
