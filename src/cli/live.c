@@ -9,7 +9,8 @@
 #include "util/mem.h"
 #include "util/text.h"
 
-enum { TITLE_WIDTH = 40, BAR_WIDTH = 24 };
+/* With a bar and what is left, 80 columns are filled. */
+enum { TITLE_WIDTH = 40, BAR_TITLE_WIDTH = 28, BAR_WIDTH = 24 };
 
 void
 live_init(struct live *live, struct out *err, bool verbose, bool silent, bool several)
@@ -72,29 +73,49 @@ put_bar(struct out *err, double percent)
     out_raw(err, err->utf8 ? " " : " [");
     out_text(err, STYLE_GOOD, "%s", parts[1]);
     out_text(err, STYLE_DIM, "%s", parts[0]);
-    out_text(err, STYLE_PLAIN, "%s %3.0f %%", err->utf8 ? "" : "]", percent);
+    out_text(err, STYLE_PLAIN, "%s %3d %%", err->utf8 ? "" : "]", (int)percent);
+}
+
+/* How long the rest takes, if it goes on as it did since its progress was told first: a merge that
+ * goes on where an earlier one was stopped does not begin at nothing. */
+static void
+put_left(struct live *live, const struct vmfrost_event *event, size_t room)
+{
+    double passed_ms = event->elapsed_ms - live->first_ms;
+    double moved = event->percent - live->first_percent;
+    char left[FORMAT_SIZE];
+
+    if (moved < 1 || passed_ms < 2000)
+        return;
+    format_age(passed_ms / 1000 * (100 - event->percent) / moved + 1, left);
+    if (strlen(left) + strlen(", ") + strlen(" left") <= room)
+        out_text(live->err, STYLE_DIM, ", %s left", left);
 }
 
 static void
 draw_running(struct live *live, const struct vmfrost_event *event)
 {
-    double passed_ms = event->elapsed_ms - live->started_ms;
+    const size_t percent_width = strlen(" 100 %"), mark_width = strlen("  ~ ");
+    const size_t bar_width =
+        mark_width + BAR_TITLE_WIDTH + BAR_WIDTH + strlen(" []") + percent_width;
     struct out *err = live->err;
     size_t columns = out_columns(err);
-    char left[FORMAT_SIZE];
+    bool known = event->percent >= 0;
 
     live_pause(live);
     if (columns < 20)
         return; /* a line that wraps could not be redrawn */
     out_text(err, STYLE_HINT, "  %s ", err->utf8 ? "…" : "~");
-    put_title(live, NULL, event->title, columns < 80 ? (int)columns - 5 : TITLE_WIDTH);
-    if (event->percent >= 0 && columns >= 80) {
-        double percent = event->percent > 100 ? 100 : event->percent;
+    if (known && columns > bar_width) {
+        put_title(live, NULL, event->title, BAR_TITLE_WIDTH);
+        put_bar(err, event->percent);
+        put_left(live, event, columns - bar_width - 1);
+    } else {
+        size_t rest = columns - 1 - mark_width - (known ? percent_width : 0);
 
-        put_bar(err, percent);
-        if (percent >= 5 && passed_ms > 2000)
-            out_text(err, STYLE_DIM, " %s left",
-                     format_age(passed_ms / 1000 * (100 - percent) / percent, left));
+        put_title(live, NULL, event->title, rest < TITLE_WIDTH ? (int)rest : TITLE_WIDTH);
+        if (known)
+            out_text(err, STYLE_PLAIN, " %3d %%", (int)event->percent);
     }
     live->drawn = true;
     live->drawn_ms = event->elapsed_ms;
@@ -143,12 +164,45 @@ tell_finished(struct live *live, const char *vm, const struct vmfrost_event *eve
     out_raw(live->err, "\n");
 }
 
+static void
+tell_tenth(struct live *live, const char *vm, const struct vmfrost_event *event)
+{
+    int tenths = (int)(event->percent / 10);
+
+    if (tenths <= live->tenths)
+        return;
+    live->tenths = tenths;
+    out_text(live->err, STYLE_DIM, "  %s ", live->err->utf8 ? "…" : "~");
+    put_title(live, vm, event->title, TITLE_WIDTH);
+    out_text(live->err, STYLE_DIM, " %8d %%\n", tenths * 10);
+}
+
+/* The percents of a bar are 0 to 100, whoever tells them. */
+static void
+progress(struct live *live, const char *vm, const struct vmfrost_event *told)
+{
+    /* Faster than this, nobody can read it. */
+    const double redraw_ms = 50;
+    struct vmfrost_event event = *told;
+
+    if (!(event.percent >= 0))
+        event.percent = 0;
+    if (event.percent > 100)
+        event.percent = 100;
+    if (live->first_percent < 0) {
+        live->first_percent = event.percent;
+        live->first_ms = event.elapsed_ms;
+    }
+    if (!live->redraws)
+        tell_tenth(live, vm, &event);
+    else if (!live->drawn || event.elapsed_ms - live->drawn_ms >= redraw_ms)
+        draw_running(live, &event);
+}
+
 void
 live_event(struct live *live, const char *vm, const struct vmfrost_event *event)
 {
     static const char *const endings[] = {"done", "refused", "unknown", "skipped"};
-    /* Faster than this, nobody can read it. */
-    const double redraw_ms = 50;
 
     if (!live->tells)
         return;
@@ -156,11 +210,12 @@ live_event(struct live *live, const char *vm, const struct vmfrost_event *event)
         free(live->step);
         live->step = vf_strdup(event->step);
         live->started_ms = event->elapsed_ms;
+        live->first_percent = -1;
+        live->tenths = 0;
         if (live->redraws)
             draw_running(live, event);
     } else if (strcmp(event->state, "progress") == 0) {
-        if (live->redraws && (!live->drawn || event->elapsed_ms - live->drawn_ms >= redraw_ms))
-            draw_running(live, event);
+        progress(live, vm, event);
     }
     for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
         if (strcmp(event->state, endings[i]) != 0)

@@ -4,8 +4,8 @@
  *
  * On a terminal the running step has a line of its own, which is redrawn in place and becomes the
  * line of the finished step. Elsewhere, and with -v, each finished step is one plain line, and only
- * with -v. Nothing is drawn by a clock, only when the library tells a step: in the frozen window
- * nothing but freeze, cut and thaw may happen.
+ * with -v; a long one has a line for each tenth of it, too. Nothing is drawn by a clock, only when
+ * the library tells a step: in the frozen window nothing but freeze, cut and thaw may happen.
  */
 #ifndef VF_CLI_LIVE_H
 #define VF_CLI_LIVE_H
@@ -22,6 +22,8 @@ struct live {
     bool drawn;   /* the running step's line stands on the terminal, without a newline */
     char *step;   /* that runs; NULL: none */
     double started_ms, drawn_ms, event_ms;
+    double first_percent, first_ms; /* what was told first of its progress; negative: nothing */
+    int tenths;                     /* of the step, that were told */
 };
 
 /* `several`: operations run side by side, so that there is no one running step. */

@@ -137,6 +137,9 @@ vf_progress(struct vf_flow *flow, double percent)
         .percent = percent,
     };
 
+    if (flow->window_open || percent <= flow->percent)
+        return;
+    flow->percent = percent;
     if (flow->on_event)
         flow->on_event(flow->data, &event);
 }
@@ -249,7 +252,7 @@ vf_refuse(struct vf_flow *flow, enum vmfrost_code code, const char *format, ...)
 void
 vf_end(struct vf_flow *flow, enum vf_outcome outcome)
 {
-    flow->job = (free(flow->job), NULL);
+    vf_job_forget(flow);
     flow->event = NULL;
     vf_engine_complete(&flow->engine, outcome);
 }
@@ -412,7 +415,7 @@ forget_all(struct vf_flow *flow)
     vf_program_stop(flow->program);
     flow->program = NULL;
     flow->agent_asked = false;
-    flow->job = (free(flow->job), NULL);
+    vf_job_forget(flow);
 }
 
 /* The engine's side. */
@@ -438,6 +441,7 @@ start(void *owner, const struct vf_step *step)
         flow->error = (struct vmfrost_error){.code = VMFROST_OK};
     }
     flow->attempted = step;
+    flow->percent = -1;
     flow->attempted_clean = !vf_failed(&flow->error);
     vf_test_point(flow, step->name);
     snprintf(point, sizeof point, "%s+", step->name);
@@ -602,6 +606,7 @@ dispose(struct vf_flow *flow)
 {
     ev_timer_stop(flow->loop, &flow->timer);
     ev_timer_stop(flow->loop, &flow->done_timer);
+    vf_job_forget(flow);
     vf_side_leave(flow);
     vf_qmp_free(flow->side.qmp);
     vf_qmp_free(flow->qmp);
@@ -623,7 +628,6 @@ dispose(struct vf_flow *flow)
     free(flow->agent.message);
     free(flow->evidence.disturbed);
     free(flow->qemu_version);
-    free(flow->job);
     free(flow->job_error);
     json_object_put(flow->ports);
     json_object_put(flow->records_seen);
@@ -853,6 +857,8 @@ vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *l
     flow->timer.data = flow;
     ev_timer_init(&flow->done_timer, on_done, 0, 0);
     flow->done_timer.data = flow;
+    ev_timer_init(&flow->job_timer, vf_job_on_timer, 0, 0);
+    flow->job_timer.data = flow;
     return flow;
 }
 

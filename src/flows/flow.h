@@ -191,11 +191,13 @@ struct vf_flow {
     /* The steps' own: where a step that does one thing after another stands. */
     size_t at; /* index of the disk, or of the question */
     size_t at_part;
-    enum vf_outcome answers; /* the worst of several questions that were asked at once */
-    char *job;               /* the job that is waited for; NULL: none */
-    unsigned job_states;     /* bit mask of the states that end the wait */
-    unsigned job_number;     /* so that each job of this operation has an id of its own */
-    char *job_error;         /* what the job that just concluded complained of */
+    enum vf_outcome answers;     /* the worst of several questions that were asked at once */
+    char *job;                   /* the job that is waited for; NULL: none */
+    unsigned job_states;         /* bit mask of the states that end the wait */
+    unsigned job_number;         /* so that each job of this operation has an id of its own */
+    char *job_error;             /* what the job that just concluded complained of */
+    ev_timer job_timer;          /* until it is asked again how far the job is */
+    double share_from, share_to; /* the part of the step that the job does, in percents */
     vf_flow_fn *on_job, *on_job_run;
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);
@@ -232,6 +234,7 @@ struct vf_flow {
     struct vf_queued_event *queued;
     size_t queued_count;
     bool window_open;
+    double percent;                  /* told last of the running step; negative: nothing */
     const struct vf_step *attempted; /* the step that was started last */
     bool attempted_clean;            /* ... when there was no error yet */
     bool started, stop_asked, concluded, lock_borrowed;
@@ -292,7 +295,7 @@ int64_t vf_now_us(void);
 /* RFC 3339, UTC, microseconds, of a monotonic stamp of this flow; into a static-size buffer. */
 void vf_flow_time(const struct vf_flow *flow, int64_t stamp_us, char out[32]);
 
-/* Tells the caller how far the running step is, of 100. */
+/* Tells the caller how far the running step is, of 100, unless it has heard of as much before. */
 void vf_progress(struct vf_flow *flow, double percent);
 
 /* Opens and closes the time in which nothing is told, so that nothing but the window's own work is

@@ -600,6 +600,20 @@ look(struct vf_flow *flow)
 }
 
 static void
+share(struct vf_flow *flow)
+{
+    double before = 0, all = 0;
+
+    for (size_t i = 0; i < flow->graft_count; i++) {
+        if (i < flow->graft_at)
+            before += (double)flow->grafts[i].bytes;
+        all += (double)flow->grafts[i].bytes;
+    }
+    if (all > 0)
+        vf_job_share(flow, 100 * before / all, 100 * (before + (double)current(flow)->bytes) / all);
+}
+
+static void
 graft_next(struct vf_flow *flow)
 {
     flow->graft_durable = false;
@@ -607,6 +621,7 @@ graft_next(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
+    share(flow);
     if (!journal_graft(flow, "graft")) {
         vf_end(flow, VF_REFUSED);
         return;

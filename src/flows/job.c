@@ -4,7 +4,9 @@
  *
  * All jobs are made with auto-dismiss off, so that their result outlives a lost connection.
  * Events may come before the reply of the command that caused them, and are not told again to a
- * new connection: so the watch begins before the command, and every wait asks once.
+ * new connection: so the watch begins before the command, and every wait asks once. Then it asks
+ * every quarter of a second, which tells how far the job is, and makes up for an event that was
+ * lost.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -41,13 +43,45 @@ vf_job_watch(struct vf_flow *flow, const char *id)
     flow->on_job = NULL;
 }
 
+void
+vf_job_share(struct vf_flow *flow, double from, double to)
+{
+    flow->share_from = from;
+    flow->share_to = to;
+}
+
+void
+vf_job_forget(struct vf_flow *flow)
+{
+    flow->job = (free(flow->job), NULL);
+    flow->on_job = NULL;
+    flow->share_from = flow->share_to = 0;
+    ev_timer_stop(flow->loop, &flow->job_timer);
+}
+
 static void
 arrived(struct vf_flow *flow, const struct vf_reply *reply)
 {
     vf_flow_fn *fn = flow->on_job;
 
     flow->on_job = NULL;
+    ev_timer_stop(flow->loop, &flow->job_timer);
     fn(flow, reply);
+}
+
+static void
+tell_progress(struct vf_flow *flow, struct json_object *job)
+{
+    double share = flow->share_to - flow->share_from;
+    int64_t done, total;
+
+    if (share <= 0 || !vf_json_int(job, "current-progress", &done) ||
+        !vf_json_int(job, "total-progress", &total) || done < 0 || total <= 0)
+        return;
+    /* A job that has copied everything is not over yet. */
+    double part = done < total ? (double)done / (double)total : 1;
+
+    vf_progress(flow, flow->share_from + part * 0.999 * share);
 }
 
 static struct json_object *
@@ -77,11 +111,24 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
     struct json_object *job = find_job(reply->value, flow->job);
     unsigned state = job ? vf_job_state_bit(vf_json_string(job, "status")) : VF_JOB_GONE;
 
-    if (!(state & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE)))
-        return; /* an event will tell */
+    if (!(state & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE))) {
+        tell_progress(flow, job);
+        ev_timer_stop(flow->loop, &flow->job_timer);
+        ev_timer_set(&flow->job_timer, 0.25, 0);
+        ev_timer_start(flow->loop, &flow->job_timer);
+        return; /* an event will tell, or the next question */
+    }
     struct vf_reply answer = {VF_OK, job, ""};
 
     arrived(flow, &answer);
+}
+
+void
+vf_job_on_timer(struct ev_loop *loop, ev_timer *watcher, int revents)
+{
+    (void)loop;
+    (void)revents;
+    vf_ask(watcher->data, "query-jobs", NULL, on_jobs);
 }
 
 void

@@ -486,10 +486,35 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
         start_commit(flow);
 }
 
+/* About what there is to copy; at least something. */
+static double
+weight(const struct vf_cut *cut)
+{
+    struct stat about;
+
+    if (cut->elsewhere)
+        return 0;
+    return stat(cut->names.overlay, &about) == 0 ? (double)about.st_blocks + 1 : 1;
+}
+
+static void
+share(struct vf_flow *flow)
+{
+    double before = 0, all = 0;
+
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        all += weight(&flow->cuts[i]);
+        if (i < flow->merge_at)
+            before = all;
+    }
+    vf_job_share(flow, 100 * before / all, 100 * (before + weight(current(flow))) / all);
+}
+
 static void
 on_graph(struct vf_flow *flow)
 {
     flow->merge_final = false;
+    share(flow);
     if (vf_graph_in_use(flow->facts.graph, current(flow)->overlay_node)) {
         vf_ask(flow, "query-jobs", NULL, on_jobs);
         return;

@@ -177,6 +177,12 @@ enum {
 /* What the ids of jobs on disks begin with, so that a later vmfrost knows them. */
 #define VF_JOB_OURS "vfm"
 void vf_job_watch(struct vf_flow *flow, const char *id);
+/* What the job does is this part of the running step, in percents: vf_job_wait() tells the
+ * progress. It counts for all jobs of the step that come after; without it nothing is told. */
+void vf_job_share(struct vf_flow *flow, double from, double to);
+/* Nobody waits any more. */
+void vf_job_forget(struct vf_flow *flow);
+void vf_job_on_timer(struct ev_loop *loop, ev_timer *watcher, int revents);
 void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
 /* Calls `fn` when one of the jobs whose ids begin so comes to a state that somebody may wait for.
  * Whoever has asked for the jobs and found nothing to do can call it without missing anything. */

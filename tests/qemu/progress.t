@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""How far a long step is: percents in --json, the bar on a terminal, lines without one; and stopping
+in the middle of it."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from contextlib import contextmanager
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bare import CLUSTER, MIB, Qemu, Tap, drive, finish, lab, make_image, wait_until
+
+FULL = 256 * MIB // CLUSTER  # enough for a job to be slowed down before it is done
+
+
+@contextmanager
+def machine(levels, disks=("web",), parts=(1,)):
+    """A VM whose images hold so many clusters each, the snapshots "s0", "s1"... and the current
+    one, at different places, and hardly more; of each disk a part of that."""
+    ends = [sum(levels[:level]) for level in range(len(levels) + 1)]
+    qemu = Qemu([word for disk in disks for word in drive(disk)], ())
+    for disk, part in zip(disks, parts):
+        make_image(qemu.disks / f"{disk}.qcow2", size=int(ends[-1] * part) * CLUSTER)
+    with qemu as vm:
+        for level, count in enumerate(levels):
+            if level > 0:
+                vm.take(f"s{level - 1}")
+            for disk, part in zip(disks, parts):
+                vm.write(disk, level + 1, int(ends[level] * part), int(count * part))
+        yield vm
+
+
+def slow_job(vm, speed, running=()):
+    """The id of the next job, which has `speed` from now on."""
+    def begun():
+        return [job for job in vm.qmp("query-block-jobs") if job["device"] not in running]
+    wait_until(begun, what="a job", interval=0.002)
+    job, = begun()
+    vm.qmp("block-job-set-speed", device=job["device"], speed=speed)
+    return job["device"]
+
+
+def percents(command, step):
+    whole = command.output()[0].rpartition("\n")[0]
+    of = [line for line in map(json.loads, whole.splitlines()) if line.get("step") == step]
+    told = [line["percent"] for line in of if line["state"] == "progress"]
+    return told, of[-1]["state"] if of else None
+
+
+def rises(tap, told, what, at_least=4):
+    tap.ok(len(told) >= at_least and told == sorted(set(told)) and told[0] >= 0 and told[-1] < 100,
+           f"{what}: {told}")
+
+
+def told_in_json(tap):
+    with machine((FULL, FULL // 2)) as vm:
+        command = vm.start_vmfrost("delete", "@s0")
+        slow_job(vm, 64 * MIB)
+        out = finish(command)
+        told, end = percents(command, "merge")
+        tap.is_((out.code, end), (0, "done"), "a slow deletion succeeds")
+        rises(tap, told, "and tells how far it is")
+        tap.ok(told[-1] > 50, "nearly to its end")
+
+
+def several_disks(tap):
+    """The percents are of the whole step, each disk with its weight."""
+    with machine((FULL, FULL // 2), ("web", "data"), (0.25, 1)) as vm:
+        command = vm.start_vmfrost("delete", "@s0")
+        first = slow_job(vm, 32 * MIB)
+        wait_until(lambda: any(percents(command, "merge")[0]), what="progress", interval=0.01)
+        at_first = percents(command, "merge")[0][-1]
+        tap.ok(first in vm.jobs() and 0 < at_first < 20, f"the smaller of two disks: {at_first}")
+        slow_job(vm, 128 * MIB, {first})
+        out = finish(command)
+        told, _ = percents(command, "merge")
+        tap.is_(out.code, 0, "and the larger one")
+        rises(tap, told, "one row of percents for both")
+        tap.ok(told[-1] > 50, "to the end of it")
+
+
+def grafts(tap):
+    """A snapshot in the middle."""
+    with machine((FULL // 2, FULL // 2 + 16, 1), ("web", "data"), (1, 1)) as vm:
+        command = vm.start_vmfrost("delete", "@s0")
+        first = slow_job(vm, 64 * MIB)
+        slow_job(vm, 64 * MIB, {first})
+        out = finish(command)
+        told, end = percents(command, "graft")
+        tap.is_((out.code, end), (0, "done"), "joining sealed images of two disks")
+        rises(tap, told, "one row of percents for both")
+        tap.ok(min(told) < 50 < max(told), "over both halves")
+
+
+def both(vm):
+    """What the guest reads of each level."""
+    return [int(re.search(r"^[0-9a-f]+:  ([0-9a-f]{2}) ",
+                          vm.io("web", f"read -v {level * FULL * CLUSTER} 512"), re.M).group(1), 16)
+            for level in range(2)]
+
+
+def stopped_in_the_middle(tap):
+    with machine((FULL, FULL // 2)) as vm:
+        command = vm.start_vmfrost("delete", "@s0")
+        slow_job(vm, 32 * MIB)
+        wait_until(lambda: '"progress"' in command.output()[0], what="progress", interval=0.05)
+        command.signal(signal.SIGINT)
+        out = finish(command)
+        tap.ok(out.code == 1 and "stopped by request" in out.error, "Ctrl-C in the middle of it")
+        tap.is_((vm.status(), vm.jobs(), vm.journal()), ("running", [], []), "leaves nothing")
+        tap.is_((both(vm), len(vm.chain("web"))), ([1, 2], 2), "the guest's data are there")
+        out = vm.vmfrost("delete", "@s0")
+        tap.is_((out.code, both(vm), len(vm.chain("web"))), (0, [1, 2], 1),
+                "a second deletion finishes it")
+
+
+class Terminal:
+    """vmfrost with a terminal of so many columns on stderr."""
+
+    def __init__(self, vm, *words, columns=80, **env):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            keep = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+            os.execve(lab.vmfrost_program(), [lab.vmfrost_program(), *words, "--qmp", str(vm.socket)],
+                      {**keep, "TERM": "xterm", "LC_ALL": "C.UTF-8",
+                       "VMFROST_STATE_DIR": str(vm.state), **env})
+
+    def end(self):
+        """Exit code and all that was printed."""
+        text = b""
+        until = time.monotonic() + lab.PATIENCE
+        while time.monotonic() < until:
+            if not select.select([self.fd], [], [], 1)[0]:
+                continue
+            try:
+                part = os.read(self.fd, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            text += part
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), text.decode()
+
+
+def drawn(text):
+    """What was drawn in place, without colors: one entry for each time."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return [part for part in re.split(r"\r\x1b\[K|\r?\n", plain) if part]
+
+
+def screen(text):
+    """What stands on the terminal at the end."""
+    lines = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n").split("\n"):
+        lines.append(line.rpartition("\r\x1b[K")[2])
+    return lines
+
+
+def on_terminal(tap):
+    with machine((FULL, FULL, FULL // 2)) as vm:
+        terminal = Terminal(vm, "delete", "s1")
+        slow_job(vm, 40 * MIB)
+        code, text = terminal.end()
+        bars = [part for part in drawn(text) if "━" in part or "─" in part]
+        tap.is_(code, 0, "a deletion on a terminal")
+        tap.ok(len(bars) >= 4 and all(re.match(r"  … Merging +━*─* +\d+ %", bar) for bar in bars),
+               f"a bar is drawn: {bars[-1:]}")
+        tap.ok(all(len(part) < 80 for part in drawn(text)), "no line wraps")
+        tap.ok(any(re.search(r"%, \d+ s left$", bar) for bar in bars), "with the time that is left")
+        tap.ok(not any("━" in line or "…" in line for line in screen(text)),
+               "it is wiped")
+        tap.ok(any(re.match(r"  ✓ Merging  ", line) for line in screen(text)),
+               "and becomes the line of the finished step")
+
+        terminal = Terminal(vm, "delete", "s0", columns=40, NO_COLOR="1", LC_ALL="C")
+        slow_job(vm, 160 * MIB)
+        code, text = terminal.end()
+        told = [part for part in drawn(text) if "%" in part]
+        tap.ok(code == 0 and text.isascii() and not re.search(r"\x1b\[[0-9;]*m", text),
+               "neither colors nor UTF-8")
+        tap.ok(told and all(re.match(r"  ~ Joining images +\d+ %$", part) and len(part) < 40
+                            for part in told), f"a narrow terminal has percents alone: {told}")
+
+
+def without_terminal(tap):
+    with machine((FULL, FULL, FULL // 2)) as vm:
+        for words, name, lines in (([], "s1", 0), (["-v"], "s0", 3)):
+            command = lab.start_vmfrost(["delete", "--qmp", vm.socket, name, *words],
+                                        state_dir=vm.state)
+            slow_job(vm, 128 * MIB)
+            command.wait(lab.PATIENCE)
+            err = command.output()[1]
+            told = re.findall(r"^  . (?:Merging|Joining images) +(\d+) %$", err, re.M)
+            tap.ok("\x1b" not in err and "\r" not in err, f"{words}: nothing is drawn")
+            tap.ok(len(told) >= lines if lines else not told, f"{words}: lines: {told}")
+            tap.is_([int(percent) % 10 for percent in told], [0] * len(told), f"{words}: tenths")
+
+
+with Tap() as main:
+    told_in_json(main)
+    several_disks(main)
+    grafts(main)
+    stopped_in_the_middle(main)
+    on_terminal(main)
+    without_terminal(main)
