@@ -259,8 +259,12 @@ open_next(struct vf_flow *flow)
     VF_AUTO_FREE char *node = vf_printf("vfd%zu", flow->at);
     struct json_object *options = vf_image_options(file, format, node);
 
-    /* Whoever only looks does not keep a VM from being started meanwhile. */
-    vf_json_add_bool(options, "read-only", !flow->changes);
+    /* Whoever only looks does not keep a VM from being started meanwhile: even a reader's locks
+     * would. */
+    if (!flow->changes) {
+        vf_json_add_bool(options, "read-only", true);
+        vf_json_add_string(vf_json_object(options, "file"), "locking", "off");
+    }
     vf_ask(flow, "blockdev-add", options, on_image_opened);
 }
 
