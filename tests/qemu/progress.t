@@ -10,9 +10,11 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import sys
 import termios
+import threading
 import time
 from contextlib import contextmanager
 
@@ -123,6 +125,46 @@ def stopped_in_the_middle(tap):
                 "a second deletion finishes it")
 
 
+def forward(client, qemu):
+    """What a client says."""
+    while said := client.recv(65536):
+        qemu.sendall(said)
+    qemu.shutdown(socket.SHUT_WR)
+
+
+def backward(client, qemu):
+    """What QEMU says, but for what it tells of jobs."""
+    with qemu.makefile("rb") as lines:
+        for line in lines:
+            if b"JOB_STATUS_CHANGE" not in line:
+                client.sendall(line)
+    client.close()
+
+
+def events_lost(tap):
+    """A job whose events never come."""
+    qemu = Qemu()
+    qemu.words = drive("web", str(qemu.disks / "web.qcow2"))
+    with qemu as vm, socket.create_server(("127.0.0.1", 0)) as server:
+        def serve():
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                monitor = socket.socket(socket.AF_UNIX)
+                monitor.connect(str(vm.socket))
+                for way in forward, backward:
+                    threading.Thread(target=way, args=(client, monitor), daemon=True).start()
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        out = finish(lab.start_vmfrost(["snapshot", "--qmp", address, "@one", "--json"],
+                                       state_dir=vm.state))
+        tap.is_((out.code, out.error), (0, ""), "the overlay's creation without a job's events")
+        tap.is_((len(vm.chain("web")), vm.jobs()), (2, []), "all is done")
+        server.shutdown(socket.SHUT_RDWR)
+
+
 class Terminal:
     """vmfrost with a terminal of so many columns on stderr."""
 
@@ -212,5 +254,6 @@ with Tap() as main:
     several_disks(main)
     grafts(main)
     stopped_in_the_middle(main)
+    events_lost(main)
     on_terminal(main)
     without_terminal(main)
