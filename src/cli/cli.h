@@ -37,6 +37,7 @@ enum cli_option {
     OPTION_INCLUDE,
     OPTION_PERSISTENT,
     OPTION_METHOD,
+    OPTION_FLUSH,
     OPTION_FOR,
     OPTION_WAIT,
     OPTION_ALL,

@@ -86,6 +86,9 @@ const struct command command_snapshot = {
                              "may be given several times (default: those that `vmfrost disk` calls "
                              "persistent)"},
             {OPTION_METHOD, "how the disks are cut (default: the VM's setting, else existing)"},
+            {OPTION_FLUSH, "how the guest's caches are flushed before the freeze: auto (by sync, "
+                           "if its agent may run commands), off, or a command for its shell "
+                           "(default: the VM's setting, else auto)"},
             {OPTION_KEEP_LAST, "after a success, keep the newest N snapshots of the VM and delete "
                                "the others, as `vmfrost prune` does"},
             {0, NULL},

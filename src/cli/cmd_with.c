@@ -493,6 +493,9 @@ const struct command command_with = {
              "a disk to take along that was plugged in while the VM was running; may "
              "be given several times"},
             {OPTION_METHOD, "how the disks are cut (default: the VM's setting, else existing)"},
+            {OPTION_FLUSH, "how the guest's caches are flushed before the freeze: auto (by sync, "
+                           "if its agent may run commands), off, or a command for its shell "
+                           "(default: the VM's setting, else auto)"},
             {0, NULL},
         },
     .takes_command = true,

@@ -33,6 +33,7 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_INCLUDE] = {"include", 0, "DISK"},
     [OPTION_PERSISTENT] = {"persistent", 0, "yes|no"},
     [OPTION_METHOD] = {"method", 0, "existing|preopened"},
+    [OPTION_FLUSH] = {"flush", 0, "auto|off|COMMAND"},
     [OPTION_FOR] = {"for", 0, "DURATION"},
     [OPTION_WAIT] = {"wait", 0, "DURATION"},
     [OPTION_ALL] = {"all", 0, NULL},
@@ -259,6 +260,9 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return set_quiesce(cli, value);
     case OPTION_METHOD:
         return set_method(cli, value);
+    case OPTION_FLUSH:
+        options->snapshot.flush = value;
+        return true;
     case OPTION_EXCLUDE:
         VF_GROW(options->exclude, options->exclude_count);
         options->exclude[options->exclude_count++] = value;

@@ -65,6 +65,8 @@ ready(struct vf_flow *flow)
             flow->agent.windows || flow->vm.windows ? FROZEN_LIMIT_WINDOWS_MS : FROZEN_LIMIT_MS;
     flow->engine.frozen_limit_ms = limit_ms;
     flow->engine.conditions |= VF_IF_AGENT;
+    if (vf_flush_wanted(flow))
+        flow->engine.conditions |= VF_IF_FLUSH;
     vf_end(flow, VF_OK);
 }
 
@@ -124,6 +126,8 @@ on_info(struct vf_flow *flow, const struct vf_reply *reply)
     if (!vf_expect(flow, reply, "guest-info"))
         return;
     flow->agent.connected = true;
+    flow->agent.can_exec =
+        enabled(reply->value, "guest-exec") && enabled(reply->value, "guest-exec-status");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
         if (enabled(reply->value, needed[i]))
             continue;

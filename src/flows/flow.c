@@ -638,6 +638,7 @@ dispose(struct vf_flow *flow)
     for (size_t i = 0; i < flow->exclude_count; i++)
         free(flow->exclude[i]);
     free(flow->exclude);
+    free(flow->flush);
     for (size_t i = 0; i < flow->include_count; i++)
         free(flow->include[i]);
     free(flow->include);

@@ -58,6 +58,7 @@ enum {
     VF_IF_ONLINE = 1 << 9,      /* QEMU is reached */
     VF_IF_STOPPED = 1 << 10,    /* the VM is not running, and a storage daemon has its images */
     VF_IF_HALT = 1 << 11,       /* recovery: the VM runs, and should not */
+    VF_IF_FLUSH = 1 << 12,      /* the guest is to write out what is dirty before the freeze */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -76,6 +77,7 @@ struct vf_agent {
     bool port_open;  /* something in the guest has it open */
     bool connected;  /* it answered */
     bool windows;
+    bool can_exec; /* it runs commands */
     char *message; /* for people: why it is not connected */
 };
 
@@ -91,6 +93,7 @@ struct vf_side {
 
 /* When things happened, in microseconds of the monotonic clock; 0: they did not. */
 struct vf_evidence {
+    int64_t flush_sent, flushed, host_flush, host_flushed;
     int64_t freeze_sent, frozen, cut_sent, cut, thaw_sent, thawed;
     int64_t frozen_count, thawed_count; /* file systems; -1: not told */
     char *disturbed; /* what happened in the window that voids consistency; NULL: nothing */
@@ -207,6 +210,10 @@ struct vf_flow {
     size_t merge_at;                  /* the disk that is merged */
     bool merge_final;                 /* its name was turned to the base for good */
     enum vf_outcome merge_outcome;
+    char *flush;            /* as VM's setting "flush"; NULL: that */
+    int64_t flush_pid;      /* of the guest's process that flushes; 0: none */
+    int64_t flush_round_us; /* when it was started */
+    int flush_rounds;
     size_t graft_at;    /* the graft that is under way */
     bool graft_durable; /* ... has all that it copies on disk */
     struct vf_side side;

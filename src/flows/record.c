@@ -153,6 +153,8 @@ vf_evidence_json(const struct vf_flow *flow)
         vf_json_add_int(object, "frozenFilesystems", evidence->frozen_count);
     if (evidence->thawed_count >= 0)
         vf_json_add_int(object, "thawedFilesystems", evidence->thawed_count);
+    add_ms(object, "flushMs", evidence->flush_sent, evidence->flushed);
+    add_ms(object, "hostFlushMs", evidence->host_flush, evidence->host_flushed);
     add_ms(object, "freezeMs", evidence->freeze_sent, evidence->frozen);
     add_ms(object, "cutMs", evidence->cut_sent, evidence->cut);
     add_ms(object, "frozenMs", evidence->frozen, evidence->thaw_sent);

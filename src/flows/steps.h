@@ -100,6 +100,12 @@ struct json_object *vf_cut_transaction(const struct vf_flow *flow);
 /* vf_expect() for its reply: names the disk that QEMU's words are about, if they tell. */
 bool vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what);
 
+/* flush.c: less is dirty when the guest is frozen. */
+/* The settings and the agent allow the guest's part. */
+bool vf_flush_wanted(const struct vf_flow *flow);
+void vf_step_flush(struct vf_flow *flow);
+void vf_step_flush_host(struct vf_flow *flow);
+
 /* files.c: taking away what was prepared, or merged. */
 void vf_step_undo_files(struct vf_flow *flow);
 /* Some QEMU of this host has the file open. */

@@ -166,6 +166,10 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
         flow->include[flow->include_count++] = vf_strdup(taken->include[i]);
     }
     taken->include = NULL;
+    if (taken->flush && !*taken->flush)
+        vf_fail(&flow->error, VMFROST_USAGE, "an empty command cannot flush the guest's caches");
+    flow->flush = taken->flush ? vf_strdup(taken->flush) : NULL;
+    taken->flush = NULL;
     if (taken->thaw_wait_ms)
         flow->engine.thaw_wait_ms = taken->thaw_wait_ms;
     if (taken->quiesce == VMFROST_QUIESCE_PREFER)

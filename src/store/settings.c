@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "store/private.h"
@@ -145,6 +146,7 @@ enum setting {
     SETTING_METHOD,
     SETTING_EMERGENCY_THAW,
     SETTING_OS,
+    SETTING_FLUSH,
     SETTING_WARN_DEPTH,
     SETTING_WARN_AGE,
     SETTING_KEEP_LAST,
@@ -168,6 +170,7 @@ static const char *const keys[] = {
     [SETTING_METHOD] = "method",
     [SETTING_EMERGENCY_THAW] = "emergencyThaw",
     [SETTING_OS] = "os",
+    [SETTING_FLUSH] = "flush",
     [SETTING_WARN_DEPTH] = "warnDepth",
     [SETTING_WARN_AGE] = "warnAge",
     [SETTING_KEEP_LAST] = "keepLast",
@@ -310,6 +313,14 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         known = read_word(reader, key, text, os_words, &value);
         vm->windows = value == 1;
         return known;
+    case SETTING_FLUSH:
+        if (!*text || !vf_is_plain(text))
+            return vf_fail(reader->error, reader->code,
+                           "%s: \"%s\" has to be auto, off, or a command for the guest's shell",
+                           reader->where, key);
+        free(vm->flush);
+        vm->flush = vf_strdup(text);
+        return true;
     case SETTING_WARN_DEPTH:
         return read_count(reader, key, text, &vm->warn_depth);
     case SETTING_WARN_AGE:
@@ -374,7 +385,7 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
             return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
-                                  "frozenLimit, quiesce, method, emergencyThaw, os, disks, "
+                                  "frozenLimit, quiesce, method, emergencyThaw, os, flush, disks, "
                                   "persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
                                   "maxAge, warnDepth and warnAge.");
         }

@@ -138,6 +138,7 @@ vf_vm_release(struct vf_vm *vm)
     free(vm->qmp);
     free(vm->agent);
     free(vm->overlay_folder);
+    free(vm->flush);
     json_object_put(vm->disks);
     json_object_put(vm->persistent);
     memset(vm, 0, sizeof *vm);

@@ -51,6 +51,7 @@ struct vf_vm {
     bool method_set;
     enum vf_emergency_thaw emergency_thaw; /* "emergencyThaw": off, sysrq */
     bool windows;                          /* "os": linux, windows */
+    char *flush;                           /* "flush": auto, off, or a command; NULL: auto */
     /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
     struct vf_retention retention;
     int64_t warn_depth;        /* "warnDepth": images of a chain, above which status warns */

@@ -1347,6 +1347,8 @@ static const struct model models[] = {
     {"accept", .peer = US, .acts = accept_acts, .begins = accept_begins, .refused_partly = true},
     {"overlays", .peer = QEMU, .acts = overlay_acts, .refused_partly = true},
     {"rehearse", .peer = QEMU},
+    {"flush", .peer = AGENT},
+    {"flush-host", .peer = US},
     {"guard", .peer = AGENT, .acts = guard_acts, .refused_partly = true},
     {"freeze", .peer = AGENT, .acts = freeze_acts, .begins = freeze_begins, .ok = freeze_ok,
      .refused_partly = true},
