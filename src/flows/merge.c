@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 
 #include "flows/graft.h"
+#include "flows/history.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/file.h"
@@ -44,13 +45,19 @@ job_id(const struct vf_flow *flow)
 }
 
 static bool
-journal_disk(struct vf_flow *flow, const char *state)
+journal_cut(struct vf_flow *flow, const struct vf_cut *cut, const char *state)
 {
     struct json_object *more = json_object_new_object();
 
-    vf_json_add_string(more, "disk", current(flow)->name);
+    vf_json_add_string(more, "disk", cut->name);
     vf_json_add_bool(more, "running", flow->plan.running);
     return vf_journal_state(flow, state, more);
+}
+
+static bool
+journal_disk(struct vf_flow *flow, const char *state)
+{
+    return journal_cut(flow, current(flow), state);
 }
 
 /* Makes the disk's visible name lead to `wanted`, which also has the name `source`. */
@@ -175,6 +182,22 @@ refuse_unmerged(struct vf_flow *flow, const struct vf_cut *cut)
 
 static void merge_disk(struct vf_flow *flow);
 
+/* The guest goes on with the overlay of this disk: its name leads there. Where names cannot be
+ * turned it is the journal that tells of the base, and that must not be the last of it. */
+static bool
+name_overlay(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    bool final = vf_history_merge_was_final(flow, cut);
+
+    if (cut == current(flow) && flow->merge_final) {
+        flow->merge_final = false;
+        final = true;
+    }
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return !final || journal_cut(flow, cut, "merge-running");
+    return vf_turn_to_overlay(flow, cut);
+}
+
 /* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live
  * image. */
 
@@ -253,7 +276,6 @@ static void
 on_failed_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 {
     (void)reply;
-    flow->merge_final = false;
     give_up(flow, VF_REFUSED);
 }
 
@@ -266,6 +288,7 @@ on_concluded(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (error) {
         vf_note(flow, VMFROST_FAILED, "disk %s: merging failed: %s", current(flow)->name, error);
+        name_overlay(flow, current(flow)); /* the guest goes on with it since */
         vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
     } else if (!reply->value) {
         vf_look_again(flow, on_checked); /* dismissed by an earlier process: the graph decides */
@@ -303,6 +326,7 @@ on_pending(struct vf_flow *flow, const struct vf_reply *reply)
         (current(flow)->names.top && vf_sync_folder_of(current(flow)->names.top) < 0)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: cannot turn its name to the base: %s",
                 current(flow)->name, strerror(errno));
+        name_overlay(flow, current(flow));
         vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_finalizing);
         return;
     }
@@ -596,8 +620,10 @@ on_stopped_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 on_cancelled(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (vf_expect(flow, reply, "waiting for the end of a cancelled merge"))
-        vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_stopped_dismissed);
+    if (!vf_expect(flow, reply, "waiting for the end of a cancelled merge"))
+        return;
+    vf_test_point(flow, "stop-merge.cancelled");
+    vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_stopped_dismissed);
 }
 
 static void
@@ -659,10 +685,42 @@ stop_next(struct vf_flow *flow)
     vf_ask(flow, "query-jobs", NULL, on_jobs_to_stop);
 }
 
+/* While a job is pending both images are alike, and the guest waits. As soon as it is cancelled the
+ * guest goes on with the overlay: so first of all the names of all disks that have theirs in use
+ * lead there, durably. */
+static void
+name_the_live(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->elsewhere || !vf_graph_in_use(flow->facts.graph, cut->overlay_node))
+            continue;
+        bool turns = cut->naming == VF_NAMING_FLIP && !vf_cut_is_flipped(cut);
+
+        if (!name_overlay(flow, cut)) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+        if (turns && vf_sync_folder_of(cut->names.top) < 0) {
+            vf_refuse(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
+                      cut->name, cut->names.top, strerror(errno));
+            return;
+        }
+    }
+    stop_next(flow);
+}
+
+static void
+look_and_stop(struct vf_flow *flow)
+{
+    vf_look_again(flow, name_the_live);
+}
+
 void
 vf_step_stop_merge(struct vf_flow *flow)
 {
     vf_side_leave(flow);
     turn_back_if_gone(flow);
-    vf_with_qemu(flow, stop_next);
+    vf_with_qemu(flow, look_and_stop);
 }

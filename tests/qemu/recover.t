@@ -354,7 +354,7 @@ def matrix(t, operation, case, attach, method, variants, chosen=None):
                     vm.start()
         never = NEVER | ({"merge.stopped"} if attach == "blockdev" else set())
         # Recovery's own steps, and what deletions of older snapshots do: delete.t.
-        never |= {"names", "settle", "tidy", *(point for point in missed if "graft." in point)}
+        never |= {"names", "settle", "tidy", "stop-merge.cancelled", *(point for point in missed if "graft." in point)}
         steps = {point for point in missed if point.rstrip("+") not in never}
         t.is_(sorted(steps), [], f"{operation}, {attach}, {variant}: came to every step ({came})")
 
@@ -523,6 +523,35 @@ def killed_again(t):
             t.is_(wrong, [], f"{name}: recover is killed at {step} and run again")
 
 
+def settling_killed(t):
+    """A deletion dies while its job is pending, and the guest waits. Whoever settles that cancels the
+    job, so that the guest goes on, and dies right then."""
+    for attach, point in (("drive", "merge.turned"), ("blockdev", "merge.turned"),
+                          ("drive", "merge.pending")):
+        for verb, words in (("recover", []), ("snapshot", ["@two"])):
+            for dead in (False, True):
+                wrong = []
+                with Qemu(words_for(attach), IMAGES) as vm:
+                    interrupt(vm, "delete", point, [1, 0], False, False)
+                    out = finish(vm.start_vmfrost(
+                        verb, *words, env={"VMFROST_TEST_AT": "kill:stop-merge.cancelled"}))
+                    if out.code != -signal.SIGKILL:
+                        wrong.append(f"{verb} was not killed")
+                    write_all(vm, 2, 1)
+                    if dead:
+                        vm.kill()
+                        wrong += [f"both dead: {line}" for line in content(vm, [1, 2])]
+                    recover(vm, wrong, "again")
+                    wrong += [f"recovered: {line}" for line in content(vm, [1, 2])]
+                    if dead:
+                        vm.start()
+                        wrong += [f"started: {line}" for line in content(vm, [1, 2])]
+                        recover(vm, wrong, "started")
+                    wrong += stray(vm, [], ["one"], check=True) + content(vm, [1, 2])
+                t.is_(wrong, [], f"delete, {attach}: killed at {point}; {verb} is killed when it has "
+                      "cancelled the job" + (", QEMU dies, too" if dead else ""))
+
+
 # --- other ways -----------------------------------------------------------------------
 
 def implicit(t):
@@ -590,8 +619,8 @@ def damaged(t):
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (snapshots, deletions, second_disk, without_guard, killed_again, implicit,
-                     damaged, started_on_base):
+        for part in (snapshots, deletions, second_disk, without_guard, killed_again, settling_killed,
+                     implicit, damaged, started_on_base):
             if only in part.__name__:
                 part(t)
 
