@@ -114,7 +114,9 @@ is_written(const struct vf_flow *flow, const struct vf_image *image)
         return false;
     if (flow->qemu.pid && vf_inode_known(image->inode) &&
         vf_process_opened(flow->qemu.pid, image->inode, &opened))
-        return opened.read_write;
+        /* A file node of the launcher's own stays open for writing below an overlay; locks tell who
+         * writes, and what is not sealed may be without any. */
+        return image->current ? opened.read_write : opened.may_write;
     return image->current; /* QEMU cannot be looked at */
 }
 

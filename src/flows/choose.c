@@ -46,6 +46,8 @@ vf_graft_release(struct vf_graft *graft)
     free(graft->lower_format);
     free(graft->owner);
     free(graft->below);
+    free(graft->over);
+    free(graft->over_owner);
     free(graft->over_backing);
     free(graft->root);
     free(graft->root_device);
@@ -302,7 +304,8 @@ add_graft(struct vf_flow *flow, size_t at, const struct family *family, size_t c
                           *lower = image_at(family, family->sealed);
     size_t depth = family->disk ? depth_of(family, child) : VF_NO_IMAGE;
     bool chained = depth != VF_NO_IMAGE;
-    size_t over = chained ? above(family, child) : VF_NO_IMAGE;
+    size_t over = chained && way == VF_GRAFT_DOWN ? above(family, child) : VF_NO_IMAGE;
+    const struct vf_image *above_it = over != VF_NO_IMAGE ? image_at(family, over) : NULL;
 
     if (!is_sound(flow, cut, upper, true) || !is_sound(flow, cut, lower, way == VF_GRAFT_DOWN))
         return false;
@@ -323,7 +326,9 @@ add_graft(struct vf_flow *flow, size_t at, const struct family *family, size_t c
         .lower_format = vf_strdup(lower->format ? lower->format : "raw"),
         .owner = copy(child == family->tree.current ? NULL : upper->snapshot),
         .below = way == VF_GRAFT_UP ? words_for_below(upper, lower) : NULL,
-        .over_backing = over != VF_NO_IMAGE ? copy(image_at(family, over)->backing) : NULL,
+        .over = above_it ? vf_strdup(above_it->path) : NULL,
+        .over_owner = above_it && over != family->tree.current ? copy(above_it->snapshot) : NULL,
+        .over_backing = above_it ? copy(above_it->backing) : NULL,
         .root = chained ? vf_strdup(family->disk->node) : NULL,
         .root_device = chained ? vf_strdup(family->disk->root) : NULL,
         .root_file = chained ? vf_strdup(family->place.path) : NULL,

@@ -344,8 +344,10 @@ remove_record(struct vf_flow *flow)
 static void
 close_up(struct vf_flow *flow)
 {
+    bool known = vf_graft_failed(flow);
+
     vf_conclude(flow);
-    vf_end(flow, flow->journal.fd < 0 || vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+    vf_end(flow, (flow->journal.fd < 0 || vf_journal_close_up(flow)) && known ? VF_OK : VF_REFUSED);
 }
 
 #define MINUTE_MS (60 * 1000)

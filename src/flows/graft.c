@@ -72,7 +72,8 @@ journal_graft(struct vf_flow *flow, const char *state)
     const struct vf_graft *graft = current(flow);
     struct json_object *more =
         vf_json_strings("disk", disk_name(flow), "way", graft->way == VF_GRAFT_DOWN ? "down" : "up",
-                        "upper", graft->upper, "lower", graft->lower, NULL);
+                        "upper", graft->upper, "lower", graft->lower, "owner", graft->owner, "over",
+                        graft->over, "overOwner", graft->over_owner, NULL);
 
     return vf_journal_state(flow, state, more);
 }
@@ -161,16 +162,45 @@ next_name(const struct vf_flow *flow, const char *path)
     return vf_printf("%s/.%s.%s.next", folder, vf_name_of(path), flow->id);
 }
 
+/* Records of snapshots whose images were written to know these images again: the one that was
+ * joined, or the one whose header QEMU wrote anew, with the same words. */
+static bool
+refresh(struct vf_flow *flow, const char *snapshot, const char *path)
+{
+    return !snapshot || !path || !vf_record_exists(&flow->vm, snapshot) ||
+           vf_record_refresh(flow, snapshot, path);
+}
+
+static bool
+refresh_owners(struct vf_flow *flow, const struct vf_graft *graft)
+{
+    return refresh(flow, graft->owner, graft->upper) &&
+           refresh(flow, graft->over_owner, graft->over);
+}
+
+bool
+vf_graft_failed(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->graft_count && i <= flow->graft_at; i++)
+        if (!refresh_owners(flow, &flow->grafts[i]))
+            return false;
+    return true;
+}
+
 bool
 vf_graft_sweep(struct vf_flow *flow)
 {
     for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++) {
-        const char *upper = vf_json_string(vf_json_at(flow->journal_lines, i), "upper");
+        struct json_object *line = vf_json_at(flow->journal_lines, i);
+        const char *upper = vf_json_string(line, "upper");
         VF_AUTO_FREE char *next = upper ? next_name(flow, upper) : NULL;
         struct vmfrost_error error = {.code = VMFROST_OK};
 
         if (next && !vf_unlink(next, vf_inode_of(next), &flow->log, &error))
             return vf_note_error(flow, &error);
+        if (!refresh(flow, vf_json_string(line, "owner"), upper) ||
+            !refresh(flow, vf_json_string(line, "overOwner"), vf_json_string(line, "over")))
+            return false;
     }
     return true;
 }
@@ -197,15 +227,6 @@ turn_name(struct vf_flow *flow)
     /* Names by which nobody but a QEMU of before knew the upper one. */
     return vf_links_drop(flow, graft->upper_inode) &&
            vf_links_move(flow, graft->lower_inode, graft->upper);
-}
-
-/* The record of the snapshot whose image was written to knows that image again. */
-static bool
-refresh_owner(struct vf_flow *flow)
-{
-    const struct vf_graft *graft = current(flow);
-
-    return !graft->owner || vf_record_refresh(flow, graft->owner, graft->upper);
 }
 
 /* The proof: the header does not name the lower image any more. */
@@ -237,7 +258,7 @@ done(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (!refresh_owner(flow) || !journal_graft(flow, "grafted")) {
+    if (!refresh_owners(flow, graft) || !journal_graft(flow, "grafted")) {
         vf_end(flow, VF_REFUSED);
         return;
     }
