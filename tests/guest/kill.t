@@ -37,7 +37,9 @@ SNAPSHOT = rows("snapshot.c")
 BACK = [step for step in SNAPSHOT if step.startswith("undo-")]
 OTHER = ["melt", "thaw-late"]
 FORWARD = [step for step in SNAPSHOT if step not in BACK + OTHER]
-DELETE = rows("delete.c")
+# Without the steps of a recovery; some rows are in two tables.
+DELETE = [step for step in dict.fromkeys(rows("delete.c"))
+          if step not in ("names", "settle", "tidy")]
 BACK_OF_DELETE = ["stop-merge", "close"]
 
 
