@@ -245,16 +245,18 @@ VMFROST_API struct vmfrost_op *vmfrost_restore(struct vmfrost *context, const ch
 VMFROST_API struct vmfrost_op *vmfrost_freeze(struct vmfrost *context, const char *vm,
                                               int64_t limit_ms, vmfrost_event_fn *event,
                                               vmfrost_done_fn *done, void *data);
-/* Thaws, whoever froze. The document says how many file systems were thawed. */
+/* Thaws, whoever froze; an agent that does not answer is tried for `wait_ms` (0: 60 s). The
+ * document says how many file systems were thawed. */
 VMFROST_API struct vmfrost_op *vmfrost_thaw(struct vmfrost *context, const char *vm,
                                             int64_t wait_ms, vmfrost_event_fn *event,
                                             vmfrost_done_fn *done, void *data);
 
 /* Finishes or undoes what an interrupted operation left: thaws first, then rolls forward or
- * back. Every changing operation does it by itself before it begins. */
+ * back. Every changing operation does it by itself before it begins. An agent that does not answer
+ * is tried for `wait_ms` (0: 60 s). */
 VMFROST_API struct vmfrost_op *vmfrost_recover(struct vmfrost *context, const char *vm,
-                                               vmfrost_event_fn *event, vmfrost_done_fn *done,
-                                               void *data);
+                                               int64_t wait_ms, vmfrost_event_fn *event,
+                                               vmfrost_done_fn *done, void *data);
 
 /* The QEMU processes of this host that the caller may look at. The document holds "machines":
  * pid, name, QMP and agent sockets, whether the agent's port is open. */

@@ -180,7 +180,8 @@ print_recovered(struct cli *cli, const struct job *job)
 static void
 start_recover(struct job *job)
 {
-    job->op = vmfrost_recover(job->cli->context, job->vm, job_on_event, job_on_done, job);
+    job->op = vmfrost_recover(job->cli->context, job->vm, job->cli->options.thaw_wait_ms,
+                              job_on_event, job_on_done, job);
 }
 
 static void
@@ -248,6 +249,7 @@ const struct command command_recover = {
         (const struct option_use[]){
             {OPTION_QMP, "the VM, by the path of its QMP socket"},
             {OPTION_ALL, "all VMs of the inventory"},
+            {OPTION_WAIT, "how long to go on trying to thaw (default: 60s)"},
             {0, NULL},
         },
     .run = run_recover,

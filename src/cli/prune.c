@@ -217,7 +217,8 @@ recover(struct pruning *pruning)
 
     job_init(&job, pruning->cli, pruning->vm, false);
     job.is_part = true;
-    job.op = vmfrost_recover(pruning->cli->context, pruning->vm, job_on_event, job_on_done, &job);
+    job.op =
+        vmfrost_recover(pruning->cli->context, pruning->vm, 0, job_on_event, job_on_done, &job);
     jobs_wait(pruning->cli, &job, 1);
     if (job.outcome.code != VMFROST_OK)
         fail(pruning, job.outcome.code, job.outcome.text, job.outcome.next);

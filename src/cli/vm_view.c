@@ -56,6 +56,22 @@ print_head(struct out *out, struct json_object *status)
         out_text(out, STYLE_PLAIN, "  QMP    %s\n", vf_json_string(status, "qmp"));
 }
 
+static bool
+agent_is_unknown(struct json_object *status)
+{
+    struct json_object *conditions = vf_json_array(status, "conditions");
+
+    for (size_t i = 0; i < vf_json_length(conditions); i++) {
+        struct json_object *condition = vf_json_at(conditions, i);
+        const char *type = vf_json_string(condition, "type");
+        const char *value = vf_json_string(condition, "status");
+
+        if (type && value && strcmp(type, "AgentConnected") == 0)
+            return strcmp(value, "Unknown") == 0;
+    }
+    return false;
+}
+
 static void
 print_agent(struct out *out, struct json_object *status)
 {
@@ -68,6 +84,8 @@ print_agent(struct out *out, struct json_object *status)
     out_raw(out, "  agent  ");
     if (vf_json_bool(agent, "connected", false))
         out_text(out, STYLE_GOOD, "connected");
+    else if (agent_is_unknown(status))
+        out_text(out, STYLE_PLAIN, "not asked");
     else
         out_text(out, STYLE_WARN, "not connected");
     if (socket)
@@ -160,12 +178,27 @@ since(struct json_object *object)
     return vf_printf(", for %s", format_age(time_now() - seconds, age));
 }
 
+/* " in 20 s" from a time that will come. Owned by the caller. */
+static char *
+until(struct json_object *object)
+{
+    const char *text = vf_json_string(object, "until");
+    double seconds;
+    char rest[FORMAT_SIZE];
+
+    if (!text || !parse_time(text, &seconds))
+        return vf_strdup(" in time");
+    return vf_printf(" in %s", format_age(seconds - time_now(), rest));
+}
+
 static void
 print_unfinished(struct out *out, struct json_object *status)
 {
     struct json_object *interrupted = vf_json_object(status, "interrupted");
+    struct json_object *frozen = vf_json_object(status, "frozen");
     struct json_object *holder = vf_json_object(status, "holder");
     const char *vm = vf_json_string(status, "vm");
+    VF_AUTO_FREE char *words = vm ? cli_words_for(vm, NULL) : vf_strdup("VM");
     int64_t pid = 0;
 
     if (holder) {
@@ -176,9 +209,17 @@ print_unfinished(struct out *out, struct json_object *status)
         out_text(out, STYLE_PLAIN, " %s by process %lld%s\n",
                  text_or(vf_json_string(holder, "what"), "an operation"), (long long)pid, age);
     }
+    if (frozen) {
+        VF_AUTO_FREE char *age = since(frozen);
+        VF_AUTO_FREE char *rest = until(frozen);
+
+        out_text(out, STYLE_WARN, "  FROZEN");
+        out_text(out, STYLE_PLAIN, " by hand%s; its guard thaws it%s\n", age, rest);
+        out_text(out, STYLE_HINT, "     hint:");
+        out_text(out, STYLE_PLAIN, " vmfrost thaw %s thaws it sooner\n", words);
+    }
     if (interrupted) {
         VF_AUTO_FREE char *age = since(interrupted);
-        VF_AUTO_FREE char *words = vm ? cli_words_for(vm, NULL) : vf_strdup("VM");
 
         out_text(out, STYLE_BAD, "  interrupted:");
         out_text(out, STYLE_PLAIN, " %s%s\n",
@@ -234,6 +275,7 @@ add_status(struct table *table, const struct job *job)
     struct json_object *agent = vf_json_object(status, "agent");
     struct json_object *disks = vf_json_array(status, "disks");
     struct json_object *interrupted = vf_json_object(status, "interrupted");
+    struct json_object *frozen = vf_json_object(status, "frozen");
     bool running = vf_json_bool(status, "running", false);
     size_t eligible = 0;
 
@@ -255,17 +297,22 @@ add_status(struct table *table, const struct job *job)
         table_maybe(table, STYLE_PLAIN, NULL);
     table_cell(table, STYLE_PLAIN, "%zu of %zu", eligible, vf_json_length(disks));
     table_cell(table, STYLE_PLAIN, "%zu", vf_json_length(vf_json_array(status, "snapshots")));
-    if (vf_json_bool(interrupted, "owesThaw", false))
+    if (vf_json_bool(interrupted, "owesThaw", false)) {
         table_cell(table, STYLE_ALARM, "MAY BE FROZEN: vmfrost recover");
-    else if (interrupted)
+    } else if (frozen) {
+        VF_AUTO_FREE char *rest = until(frozen);
+
+        table_cell(table, STYLE_WARN, "FROZEN by hand: its guard thaws it%s", rest);
+    } else if (interrupted) {
         table_cell(table, STYLE_WARN, "interrupted %s: vmfrost recover",
                    text_or(vf_json_string(interrupted, "operation"), "operation"));
-    else if (vf_json_object(status, "holder"))
+    } else if (vf_json_object(status, "holder")) {
         table_cell(table, STYLE_WARN, "busy: %s",
                    text_or(vf_json_string(vf_json_object(status, "holder"), "what"), "?"));
-    else
+    } else {
         table_cell(table, STYLE_PLAIN, "%s",
                    text_or(first_text(vf_json_array(status, "warnings")), ""));
+    }
 }
 
 void

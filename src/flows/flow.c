@@ -691,6 +691,15 @@ cause_text(const struct vf_flow *flow, char text[static 160])
 
 #define UNFINISHED (VF_OWE_RESOLVE | VF_OWE_CUT | VF_OWE_FILES)
 
+/* Where its process is gone, recovery does not wait for it. */
+static const char *
+when_reachable(const struct vf_flow *flow)
+{
+    bool gone = flow->qemu.pid && !vf_process_alive(flow->qemu);
+
+    return gone ? "" : ", when QEMU can be reached";
+}
+
 /* What is worse than that nothing was done. */
 static void
 conclude_restore(struct vf_flow *flow, struct vmfrost_error *error)
@@ -701,15 +710,14 @@ conclude_restore(struct vf_flow *flow, struct vmfrost_error *error)
     error->next[0] = '\0';
     if (!flow->restore.turned) {
         vf_prefix(error, "the VM is stopped");
-        vf_hint(error, "`vmfrost recover %s` lets it go on, when QEMU can be reached",
-                flow->vm.name);
+        vf_hint(error, "`vmfrost recover %s` lets it go on%s", flow->vm.name, when_reachable(flow));
     } else if (flow->engine.owed & (VF_OWE_TURN | VF_OWE_RESET | VF_OWE_HALT)) {
         vf_prefix(error, "the names lead to the restored disks, but the VM is stopped and does not "
                          "run on them yet");
         vf_hint(error,
                 "end QEMU and start the VM anew: it begins with the restored disks; or let "
-                "`vmfrost recover %s` finish it, when QEMU can be reached",
-                flow->vm.name);
+                "`vmfrost recover %s` finish it%s",
+                flow->vm.name, when_reachable(flow));
     } else {
         vf_prefix(error, "restored, but what is kept of the state before has no record yet");
         vf_hint(error, "`vmfrost recover %s` finishes that", flow->vm.name);
@@ -750,8 +758,7 @@ vf_conclude(struct vf_flow *flow)
         vf_prefix(error, "not everything could be rolled back");
         error->code = VMFROST_UNVERIFIED;
         error->next[0] = '\0';
-        vf_hint(error, "`vmfrost recover %s` finishes that, when QEMU can be reached",
-                flow->vm.name);
+        vf_hint(error, "`vmfrost recover %s` finishes that%s", flow->vm.name, when_reachable(flow));
     }
     conclude_restore(flow, error);
     if (vf_failed(error))

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
@@ -60,14 +61,17 @@ hold(struct vf_flow *flow)
         return;
     }
     struct json_object *document = vf_json_strings("vm", flow->vm.name, "status", "frozen", NULL);
+    char until[32];
 
+    vf_flow_time(flow, flow->evidence.freeze_sent + flow->engine.frozen_limit_ms * 1000, until);
+    vf_json_add_string(document, "until", until);
     vf_json_add_int(document, "frozenFilesystems", flow->evidence.frozen_count);
     vf_json_add_int(document, "limitMs", flow->engine.frozen_limit_ms);
     flow->document_json = document;
     flow->held = true;
     vf_window_closes(flow);
     vf_guard_leave_holding(&flow->guard);
-    vf_journal_state(flow, "held", NULL);
+    vf_journal_state(flow, "held", vf_json_strings("until", until, NULL));
     vf_end(flow, VF_OK);
 }
 
@@ -168,34 +172,6 @@ enum thaw_step {
     T_COUNT,
 };
 
-static bool
-is_state(struct json_object *line, const char *wanted)
-{
-    const char *state = vf_json_string(line, "state");
-
-    return state && strcmp(state, wanted) == 0;
-}
-
-/* The last line with a guard, and whether a thaw is owed since. */
-static struct json_object *
-freezing_line(const struct vf_flow *flow, bool *owed_r)
-{
-    struct json_object *found = NULL;
-
-    *owed_r = false;
-    for (size_t i = 0; i < vf_json_length(flow->journal_lines); i++) {
-        struct json_object *line = vf_json_at(flow->journal_lines, i);
-
-        if (is_state(line, "freezing")) {
-            found = line;
-            *owed_r = true;
-        } else if (is_state(line, "thawed") || is_state(line, "guard-thawed")) {
-            *owed_r = false;
-        }
-    }
-    return found;
-}
-
 /* QEMU cannot be asked: its monitor has another client, or it hangs, or is gone. Who froze knew
  * where the agent is. */
 static bool
@@ -223,20 +199,19 @@ static void
 relieve_guard(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
-    int64_t pid = 0, started = 0;
-    bool owed;
 
     flow->journal_lines = vf_journal_read(&flow->vm, &error);
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);
-    struct json_object *line = freezing_line(flow, &owed);
+    bool owed = vf_history_thaw_owed(flow);
+    struct vf_process guard = vf_history_guard(flow);
 
     if (vf_failed(&flow->error) && (!owed || !take_from_journal(flow))) {
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
-        vf_guard_dismiss((pid_t)pid, (uint64_t)started, 0);
+    if (guard.pid && !vf_history_was(flow, "restore"))
+        vf_guard_dismiss(guard.pid, guard.started, 0);
     if (owed)
         flow->engine.conditions |= VF_IF_THAW_OWED;
     if (flow->journal_lines && !vf_journal_continue(&flow->journal, &flow->vm, &error))
@@ -265,14 +240,6 @@ thaw(struct vf_flow *flow)
     vf_step_thaw_again(flow);
 }
 
-static bool
-journal_is_a_freeze(const struct vf_flow *flow)
-{
-    const char *operation = vf_json_string(vf_json_at(flow->journal_lines, 0), "operation");
-
-    return operation && strcmp(operation, "freeze") == 0;
-}
-
 static void
 close_thaw(struct vf_flow *flow)
 {
@@ -283,7 +250,7 @@ close_thaw(struct vf_flow *flow)
     flow->document_json = vf_json_strings("vm", flow->vm.name, "status", "thawed", NULL);
     if (flow->evidence.thawed_count >= 0)
         vf_json_add_int(flow->document_json, "thawedFilesystems", flow->evidence.thawed_count);
-    if (journal_is_a_freeze(flow) && flow->journal.fd >= 0)
+    if (vf_history_was(flow, "freeze") && flow->journal.fd >= 0)
         vf_journal_end(&flow->journal, &error);
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);

@@ -52,6 +52,22 @@ vf_history_was(const struct vf_flow *flow, const char *operation)
     return its && strcmp(its, operation) == 0;
 }
 
+bool
+vf_history_thaw_owed(const struct vf_flow *flow)
+{
+    size_t freezing = vf_history_index(flow, "freezing");
+
+    return freezing > vf_history_index(flow, "thawed") &&
+           freezing > vf_history_index(flow, "guard-thawed");
+}
+
+bool
+vf_history_holds(const struct vf_flow *flow)
+{
+    return vf_history_was(flow, "freeze") && vf_history_last(flow, "held") &&
+           vf_history_thaw_owed(flow) && vf_history_guard_lives(flow);
+}
+
 struct vf_process
 vf_history_guard(const struct vf_flow *flow)
 {

@@ -12,6 +12,10 @@ struct json_object *vf_history_last(const struct vf_flow *flow, const char *stat
 /* Its index; 0: none (the first line has no state). */
 size_t vf_history_index(const struct vf_flow *flow, const char *state);
 bool vf_history_was(const struct vf_flow *flow, const char *operation);
+/* A freeze was sent, or was about to be, and no thaw is confirmed since. */
+bool vf_history_thaw_owed(const struct vf_flow *flow);
+/* The guest is frozen on purpose, by hand, and its guard will thaw it. */
+bool vf_history_holds(const struct vf_flow *flow);
 /* Takes over who, what and which images the first lines name; false: they cannot be understood. */
 bool vf_history_adopt(struct vf_flow *flow);
 /* {0, 0}: none. */

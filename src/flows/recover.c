@@ -88,12 +88,9 @@ read_journal(struct vf_flow *flow)
         flow->engine.conditions |= VF_IF_QEMU;
     else
         flow->engine.conditions |= VF_IF_OFFLINE;
-    size_t freezing = vf_history_index(flow, "freezing");
-
-    flow->cut_begun = freezing > 0 || vf_history_index(flow, "cutting") > 0;
-    flow->froze = freezing > 0;
-    if (freezing > vf_history_index(flow, "thawed") &&
-        freezing > vf_history_index(flow, "guard-thawed"))
+    flow->froze = vf_history_index(flow, "freezing") > 0;
+    flow->cut_begun = flow->froze || vf_history_index(flow, "cutting") > 0;
+    if (vf_history_thaw_owed(flow))
         flow->engine.conditions |= VF_IF_THAW_OWED;
     vf_end(flow, VF_OK);
 }
@@ -109,11 +106,10 @@ wait_for_guard(struct vf_flow *flow)
 static void
 dismiss_guard(struct vf_flow *flow)
 {
-    struct json_object *line = vf_history_last(flow, "freezing");
-    int64_t pid = 0, started = 0;
+    struct vf_process guard = vf_history_guard(flow);
 
-    if (line && vf_json_int(line, "guard", &pid) && vf_json_int(line, "guardStarted", &started))
-        vf_guard_dismiss((pid_t)pid, (uint64_t)started, 0);
+    if (guard.pid)
+        vf_guard_dismiss(guard.pid, guard.started, 0);
     /* It may have written its last line while we waited. */
     struct vmfrost_error error = {.code = VMFROST_OK};
     struct json_object *lines = vf_journal_read(&flow->vm, &error);
@@ -122,7 +118,7 @@ dismiss_guard(struct vf_flow *flow)
         json_object_put(flow->journal_lines);
         flow->journal_lines = lines;
     }
-    if (vf_history_index(flow, "guard-thawed") > vf_history_index(flow, "freezing"))
+    if (!vf_history_thaw_owed(flow))
         flow->engine.conditions &= ~(unsigned)VF_IF_THAW_OWED;
     vf_end(flow, VF_OK);
 }

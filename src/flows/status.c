@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "flows/truth.h"
@@ -69,31 +70,53 @@ snapshots(struct vf_flow *flow)
     return list;
 }
 
-static struct json_object *
-interrupted(struct vf_flow *flow)
+static void
+read_journal(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
-    VF_AUTO_JSON struct json_object *lines = vf_journal_read(&flow->vm, &error);
-    struct json_object *first = vf_json_at(lines, 0);
-    bool owes = false;
 
-    if (!lines || !first)
-        return NULL;
-    for (size_t i = 1; i < vf_json_length(lines); i++) {
-        const char *state = vf_json_string(vf_json_at(lines, i), "state");
+    json_object_put(flow->journal_lines);
+    flow->journal_lines = vf_journal_read(&flow->vm, &error);
+    if (vf_failed(&error))
+        vf_warn(flow, "%s", error.text);
+}
 
-        if (state && strcmp(state, "freezing") == 0)
-            owes = true;
-        if (state && (strcmp(state, "thawed") == 0 || strcmp(state, "guard-thawed") == 0))
-            owes = false;
+static bool
+qemu_is_gone(const struct vf_flow *flow)
+{
+    struct json_object *first = vf_json_at(flow->journal_lines, 0);
+    int64_t pid = 0, started = 0;
+
+    return vf_json_int(first, "qemu", &pid) && vf_json_int(first, "qemuStarted", &started) &&
+           pid > 0 && !vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+}
+
+/* What the journal tells: "frozen" by hand, or "interrupted". False if there is nothing to tell: a
+ * freeze by hand that is over is put away by whatever comes next. */
+static bool
+add_unfinished(struct vf_flow *flow, struct json_object *document)
+{
+    struct json_object *first = vf_json_at(flow->journal_lines, 0);
+    bool owes = vf_history_thaw_owed(flow) && !qemu_is_gone(flow);
+
+    if (!first || (vf_history_was(flow, "freeze") && !owes))
+        return false;
+    if (vf_history_holds(flow)) {
+        struct json_object *held = vf_history_last(flow, "held");
+
+        vf_json_add(document, "frozen",
+                    vf_json_strings("since", vf_json_string(held, "time"), "until",
+                                    vf_json_string(held, "until"), NULL));
+        return false;
     }
-    struct json_object *document =
+    struct json_object *interrupted =
         vf_json_strings("operation", vf_json_string(first, "operation"), "since",
                         vf_json_string(first, "time"), "snapshot",
                         vf_json_string(first, "snapshot"), NULL);
 
-    vf_json_add_bool(document, "owesThaw", owes);
-    return document;
+    vf_json_add_bool(interrupted, "owesThaw", owes);
+    vf_json_add(document, "interrupted", interrupted);
+    return true;
 }
 
 static void
@@ -102,7 +125,8 @@ add_agent(struct vf_flow *flow, struct json_object *document)
     struct json_object *agent =
         vf_json_strings("socket", flow->agent.socket, "message", flow->agent.message, NULL);
     struct json_object *conditions = json_object_new_array();
-    bool known = flow->facts.status && !(flow->engine.conditions & VF_IF_STOPPED);
+    bool known = flow->facts.status && !(flow->engine.conditions & VF_IF_STOPPED) &&
+                 !vf_history_guard_lives(flow);
 
     vf_json_add_bool(agent, "connected", flow->agent.connected);
     vf_json_add(document, "agent", agent);
@@ -155,15 +179,13 @@ describe(struct vf_flow *flow)
     vf_json_add_bool(document, "running", running);
     add_agent(flow, document);
     vf_json_add(document, "snapshots", snapshots(flow));
-    struct json_object *unfinished = interrupted(flow);
-
-    if (unfinished)
-        vf_json_add(document, "interrupted", unfinished);
     struct json_object *holder = vf_vm_holder(&flow->vm);
+    /* As long as somebody is at it, it is not interrupted. */
+    bool finished = !holder && !add_unfinished(flow, document);
 
     if (holder)
         vf_json_add(document, "holder", holder);
-    vf_truth_tell(flow, vf_json_array(document, "conditions"), !unfinished && !holder);
+    vf_truth_tell(flow, vf_json_array(document, "conditions"), finished);
     for (size_t i = 0; i < flow->plan.warning_count; i++)
         vf_warn(flow, "%s", flow->plan.warnings[i]);
     vf_json_add(document, "warnings", json_object_get(flow->warnings));
@@ -178,6 +200,7 @@ find_out(struct vf_flow *flow)
 {
     struct json_object *holder = vf_vm_holder(&flow->vm);
 
+    read_journal(flow);
     if (!holder) {
         vf_step_connect(flow);
         return;
@@ -196,6 +219,19 @@ note_disks(struct vf_flow *flow)
     if (!vf_plan_facts(flow, &refusal))
         vf_warn(flow, "no snapshot now: %s", refusal.text);
     vf_disks_note(flow);
+    vf_end(flow, VF_OK);
+}
+
+/* A guard that is to thaw has the agent's only connection. */
+static void
+ask_agent(struct vf_flow *flow)
+{
+    if (!vf_history_guard_lives(flow)) {
+        vf_step_agent(flow);
+        return;
+    }
+    free(flow->agent.message);
+    flow->agent.message = vf_strdup("the guard that will thaw the guest talks to it");
     vf_end(flow, VF_OK);
 }
 
@@ -238,7 +274,7 @@ static const struct vf_step status_steps[S_COUNT] = {
                  .next = S_AGENT},
     [S_AGENT] = {.name = "agent",
                  .title = "Asking the guest agent",
-                 .start = vf_step_agent,
+                 .start = ask_agent,
                  .budget_ms = 2000,
                  .next = S_DESCRIBE,
                  .otherwise = S_DESCRIBE},
@@ -257,6 +293,20 @@ const struct vf_table vf_status_table = {
 };
 
 /* Check: the beginning of a snapshot, and what can be known of the rest. */
+
+/* What a snapshot would find is recovered before it begins, but for this. */
+static void
+check_agent(struct vf_flow *flow)
+{
+    if (!vf_history_holds(flow)) {
+        vf_step_agent(flow);
+        return;
+    }
+    vf_note(flow, VMFROST_FAILED, "the guest is frozen by hand");
+    vf_advise(flow, "thaw it first: vmfrost thaw %s", flow->vm.name);
+    flow->engine.conditions &= ~(unsigned)VF_IF_PREFER;
+    vf_end(flow, VF_REFUSED);
+}
 
 static void
 check_folders(struct vf_flow *flow)
@@ -289,6 +339,7 @@ void
 vf_check_prepare(struct vf_flow *flow)
 {
     flow->document = finish_check;
+    read_journal(flow);
 }
 
 enum check_step {
@@ -319,7 +370,7 @@ static const struct vf_step check_steps[C_COUNT] = {
                 .next = C_AGENT},
     [C_AGENT] = {.name = "agent",
                  .title = "Asking the guest agent",
-                 .start = vf_step_agent,
+                 .start = check_agent,
                  .budget_ms = 5000,
                  .next = C_FOLDERS,
                  .otherwise = C_FOLDERS,

@@ -307,6 +307,14 @@ vmfrost_freeze(struct vmfrost *context, const char *vm, int64_t limit_ms, vmfros
     return go(flow);
 }
 
+static void
+take_wait(struct vf_flow *flow, int64_t wait_ms)
+{
+    check_duration(flow, "a wait", wait_ms);
+    if (wait_ms)
+        flow->engine.thaw_wait_ms = wait_ms;
+}
+
 struct vmfrost_op *
 vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_event_fn *event,
              vmfrost_done_fn *done, void *data)
@@ -315,20 +323,19 @@ vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_e
 
     flow->changes = true;
     flow->no_recovery = true;
-    check_duration(flow, "a wait", wait_ms);
-    if (wait_ms)
-        flow->engine.thaw_wait_ms = wait_ms;
+    take_wait(flow, wait_ms);
     return go(flow);
 }
 
 struct vmfrost_op *
-vmfrost_recover(struct vmfrost *context, const char *vm, vmfrost_event_fn *event,
+vmfrost_recover(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_event_fn *event,
                 vmfrost_done_fn *done, void *data)
 {
     struct vf_flow *flow = make(context, &vf_recover_table, vm, event, done, data);
 
     flow->changes = true;
     flow->no_recovery = true;
+    take_wait(flow, wait_ms);
     vf_recover_prepare(flow);
     return go(flow);
 }

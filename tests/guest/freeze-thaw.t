@@ -7,10 +7,15 @@ import json
 import re
 import signal
 import time
+from datetime import datetime
 
 from guesttest import ROOT, Disk, Qmp, Site, guest_test, wait_until
 
 DISKS = 2
+
+
+def stamp(text):
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
 
 
 def is_frozen(site, what):
@@ -38,16 +43,20 @@ def at_the_limit(site):
                   result["document"]["limitMs"]), (0, DISKS, 3000), "it says how many, how long")
     is_frozen(site, "freeze")
     site.tap.is_(len(site.guards()), 1, "one guard stays")
+    asked = time.monotonic()
     status = site.status()
-    site.tap.is_((status["interrupted"]["operation"], status["interrupted"]["owesThaw"]),
-                 ("freeze", True), "status says that it is frozen")
+    site.tap.ok("frozen" in status and "interrupted" not in status and
+                abs(stamp(status["frozen"]["until"]) - stamp(status["frozen"]["since"]) - 3) < 1,
+                f"status says that it is frozen, and until when: {status.get('frozen')}")
+    site.tap.ok(time.monotonic() - asked < 1, "without waiting for the agent")
     wait_until(lambda: not site.guards(), what="the guard's thaw")
     frozen_for = time.monotonic() - began
     site.tap.ok(2.9 <= frozen_for <= 4.5 + took,
                 f"the guard thaws at the limit ({frozen_for:.1f} s)")
     site.tap.ok("guard-thawed" in site.journal_states(), "and writes it down")
-    site.tap.ok(not (site.status().get("interrupted") or {}).get("owesThaw"),
-                "status does not say frozen any more")
+    status = site.status()
+    site.tap.ok("frozen" not in status and "interrupted" not in status and
+                status["agent"]["connected"], "status does not say frozen any more")
     tidied(site, "at the limit")
 
 
@@ -91,9 +100,13 @@ def meanwhile(site):
     """What others are told, and that they change nothing."""
     site.expect(0, "freeze", "web", "--for", "60s")
     before = site.listing(), site.graph(), site.guards()
-    site.tap.ok("FROZEN" in site.run("status", "web").out, "status says it to people, too")
+    for words in ((), ("web",)):
+        said = site.run("status", *words).out
+        site.tap.ok(re.search(r"FROZEN by hand.*its guard thaws it in 5\d s", said) and
+                    "recover" not in said, f"status {' '.join(words)} says it to people, too")
+    site.tap.ok("vmfrost thaw web" in said, "and what ends it")
     for words in (("snapshot", "web@no"), ("snapshot", "web@no", "--quiesce=skip"),
-                  ("freeze", "web")):
+                  ("freeze", "web"), ("check", "web"), ("check", "web", "--quiesce=prefer")):
         done = site.expect(1, *words, what=f"{' '.join(words)} of a frozen guest: exit 1")
         site.tap.ok("frozen by hand" in done.err and "vmfrost thaw web" in done.err,
                     f"{words[0]}: it says why, and what to do")
@@ -146,6 +159,10 @@ def agent_lost(site):
     site.tap.ok("THE GUEST MAY BE FROZEN: web" in done.err, "agent lost: nobody can overlook that")
     is_frozen(site, "agent lost, thaw tried")
     site.tap.is_(len(site.guards()), 1, "agent lost: there is a guard again")
+    began = time.monotonic()
+    done = site.expect(6, "recover", "web", "--wait", "2s", what="agent lost: recover: exit 6")
+    site.tap.ok(time.monotonic() - began < 15, "agent lost: after the time that was given")
+    site.tap.is_(len(site.guards()), 1, "agent lost: and leaves a guard")
     site.vm.start_agent()
     wait_until(lambda: not site.guards(), what="the guard's thaw")
     site.tap.ok(site.vm.guest_writes_ok(), "agent back: the guard thaws")

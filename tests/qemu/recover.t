@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (LabError, Qemu, Tap, blockdev, drive, finish, image_ok, lab, process_state,
+from bare import (LabError, Qemu, Tap, blockdev, drive, finish, go_on, image_ok, lab, process_state,
                   wait_until)
 
 DISKS = ["web", "data"]
@@ -576,6 +576,26 @@ def implicit(t):
         t.is_((out.code, out.document.get("found")), (0, False), "nothing to recover: exit 0")
 
 
+def gone_in_rollback(t):
+    """QEMU dies while vmfrost undoes a cut. Recovery does not need it, and that is what is said."""
+    with Qemu(words_for("drive"), IMAGES) as vm:
+        write_all(vm, 1, 0)
+        command = vm.start_vmfrost("snapshot", "@one",
+                                   env={"VMFROST_TEST_AT": "stop:verify,stop:undo-cut"})
+        wait_until(lambda: process_state(command.pid) == "T", what="the stop", interval=0.002)
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+        wait_until(lambda: "undo-cut" in command.output()[0] and process_state(command.pid) == "T",
+                   what="the stop in the rollback", interval=0.002)
+        vm.kill()
+        out = go_on(command)
+        t.ok(out.code == 5 and "rolled back" in out.error and "vmfrost recover" in out.next and
+             "can be reached" not in out.next, f"QEMU dies in a rollback: {out.code} {out.next}")
+        out = vm.vmfrost("recover")
+        t.is_((out.code, out.document.get("found"), stray(vm, sorted(records(vm)))), (0, True, []),
+              "... and recover does it without")
+
+
 def damaged(t):
     """A journal that cannot be understood is a person's affair; one that is torn is not."""
     for name, damage, readable in (
@@ -620,7 +640,7 @@ def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (snapshots, deletions, second_disk, without_guard, killed_again, settling_killed,
-                     implicit, damaged, started_on_base):
+                     implicit, gone_in_rollback, damaged, started_on_base):
             if only in part.__name__:
                 part(t)
 
