@@ -402,6 +402,7 @@ forget_all(struct vf_flow *flow)
         vf_qmp_forget(flow->qmp, pending->handle);
         free(pending);
     }
+    flow->jobs_begun = 0;
     free(flow->batch.about);
     free(flow->batch.words);
     flow->batch = (struct vf_batch){0};
@@ -629,6 +630,7 @@ dispose(struct vf_flow *flow)
     free(flow->evidence.disturbed);
     free(flow->qemu_version);
     free(flow->job_error);
+    free(flow->job_abouts);
     json_object_put(flow->ports);
     json_object_put(flow->records_seen);
     json_object_put(flow->journal_lines);

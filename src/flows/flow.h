@@ -194,14 +194,17 @@ struct vf_flow {
     /* The steps' own: where a step that does one thing after another stands. */
     size_t at; /* index of the disk, or of the question */
     size_t at_part;
-    enum vf_outcome answers;     /* the worst of several questions that were asked at once */
-    char *job;                   /* the job that is waited for; NULL: none */
-    unsigned job_states;         /* bit mask of the states that end the wait */
-    unsigned job_number;         /* so that each job of this operation has an id of its own */
-    char *job_error;             /* what the job that just concluded complained of */
+    enum vf_outcome answers; /* the worst of several questions that were asked at once */
+    char *job;               /* the job that is waited for; NULL: none */
+    unsigned job_states;     /* bit mask of the states that end the wait */
+    unsigned job_number;     /* so that each job of this operation has an id of its own */
+    char *job_error;         /* what the job that just concluded complained of */
+    const char *job_failed;  /* ... and what that one was about */
+    const char **job_abouts; /* of the jobs that were started together */
+    unsigned jobs_begun;
     ev_timer job_timer;          /* until it is asked again how far the job is */
     double share_from, share_to; /* the part of the step that the job does, in percents */
-    vf_flow_fn *on_job, *on_job_run;
+    vf_flow_fn *on_job, *on_jobs_done;
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);
     struct json_object *ports;        /* paths of virtio-serial ports */
@@ -224,8 +227,9 @@ struct vf_flow {
     bool half_merged; /* recovery: some images are merged, and the VM is gone */
     bool implicit;    /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
-    bool stopped; /* we stopped the VM, and have to let it go on */
-    bool job_all; /* `job` is how the ids of all jobs begin that are waited for */
+    bool stopped;  /* we stopped the VM, and have to let it go on */
+    bool job_all;  /* `job` is how the ids of all jobs begin that are waited for */
+    bool job_news; /* one of them has come to another state since they were asked for */
     struct vf_restore restore;
     struct vf_batch batch;
     const char *event; /* the name of the event that is waited for; NULL: none */

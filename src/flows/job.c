@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "flows/steps.h"
+#include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
 
@@ -98,6 +99,14 @@ find_job(struct json_object *list, const char *id)
     return NULL;
 }
 
+static void
+ask_later(struct vf_flow *flow)
+{
+    ev_timer_stop(flow->loop, &flow->job_timer);
+    ev_timer_set(&flow->job_timer, 0.25, 0);
+    ev_timer_start(flow->loop, &flow->job_timer);
+}
+
 /* `value` of the reply to the waiter is the job as query-jobs shows it, NULL if it is gone. */
 static void
 on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
@@ -113,9 +122,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (!(state & (flow->job_states | VF_JOB_CONCLUDED | VF_JOB_GONE))) {
         tell_progress(flow, job);
-        ev_timer_stop(flow->loop, &flow->job_timer);
-        ev_timer_set(&flow->job_timer, 0.25, 0);
-        ev_timer_start(flow->loop, &flow->job_timer);
+        ask_later(flow);
         return; /* an event will tell, or the next question */
     }
     struct vf_reply answer = {VF_OK, job, ""};
@@ -126,9 +133,15 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 void
 vf_job_on_timer(struct ev_loop *loop, ev_timer *watcher, int revents)
 {
+    struct vf_flow *flow = watcher->data;
+    struct vf_reply news = {VF_OK, NULL, ""};
+
     (void)loop;
     (void)revents;
-    vf_ask(watcher->data, "query-jobs", NULL, on_jobs);
+    if (!flow->job_all)
+        vf_ask(flow, "query-jobs", NULL, on_jobs);
+    else if (flow->on_job)
+        arrived(flow, &news);
 }
 
 void
@@ -140,11 +153,25 @@ vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn)
 }
 
 void
-vf_jobs_await(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn)
+vf_jobs_ask(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn)
 {
     vf_job_watch(flow, prefix);
     flow->job_all = true;
+    flow->job_news = false;
+    vf_ask(flow, "query-jobs", NULL, fn);
+}
+
+void
+vf_jobs_await(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    struct vf_reply news = {VF_OK, NULL, ""};
+
+    if (flow->job_news) {
+        fn(flow, &news);
+        return;
+    }
     flow->on_job = fn;
+    ask_later(flow); /* an event may be lost */
 }
 
 void
@@ -154,6 +181,7 @@ vf_job_event(struct vf_flow *flow, const char *state)
     struct vf_reply news = {VF_OK, NULL, ""};
 
     if (flow->job_all) {
+        flow->job_news = flow->job_news || bit;
         if (flow->on_job && bit)
             arrived(flow, &news);
         return;
@@ -172,57 +200,125 @@ vf_job_lost(struct vf_flow *flow, const char *why)
         arrived(flow, &answer);
 }
 
-/* One whole job. */
+/* Whole jobs, several at once. */
+
+static char *
+own_id(const struct vf_flow *flow, unsigned number)
+{
+    return vf_printf("vf%.8s-%u", flow->id, number);
+}
 
 static void
-on_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
+end_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_flow_fn *fn = flow->on_jobs_done;
+
+    flow->jobs_begun = 0;
+    fn(flow, reply);
+}
+
+static void
+on_all_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 {
     struct vf_reply answer = *reply;
 
     if (answer.outcome == VF_OK && flow->job_error) {
         answer.outcome = VF_REFUSED;
         answer.words = flow->job_error;
+        flow->batch.failed = flow->job_failed;
     }
-    flow->on_job_run(flow, &answer);
+    end_jobs(flow, &answer);
 }
 
 static void
-on_concluded(struct vf_flow *flow, const struct vf_reply *reply)
+dismiss_all(struct vf_flow *flow)
 {
+    for (unsigned i = 0; i < flow->jobs_begun; i++) {
+        VF_AUTO_FREE char *id = own_id(flow, flow->job_number - flow->jobs_begun + i);
+
+        vf_batch_ask(flow, flow->job_abouts[i], "job-dismiss", vf_json_strings("id", id, NULL));
+    }
+    vf_batch_end(flow, on_all_dismissed);
+}
+
+static void on_news(struct vf_flow *flow, const struct vf_reply *reply);
+
+static void
+on_all_jobs(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    bool wait = false;
+
     if (reply->outcome != VF_OK) {
-        flow->on_job_run(flow, reply);
+        flow->batch.failed = flow->job_abouts[0];
+        end_jobs(flow, reply);
         return;
     }
-    const char *error = vf_json_string(reply->value, "error");
+    flow->job_error = (free(flow->job_error), NULL);
+    for (unsigned i = 0; i < flow->jobs_begun; i++) {
+        VF_AUTO_FREE char *id = own_id(flow, flow->job_number - flow->jobs_begun + i);
+        struct json_object *job = find_job(reply->value, id);
+        const char *error = vf_json_string(job, "error");
 
-    free(flow->job_error);
-    flow->job_error = error ? vf_strdup(error) : NULL;
-    if (!reply->value) {
-        struct vf_reply gone = {VF_UNKNOWN, NULL, "the job is gone without a result"};
+        if (!job) {
+            struct vf_reply gone = {VF_UNKNOWN, NULL, "the job is gone without a result"};
 
-        flow->on_job_run(flow, &gone);
-        return;
+            flow->batch.failed = flow->job_abouts[i];
+            end_jobs(flow, &gone);
+            return;
+        }
+        wait |= vf_job_state_bit(vf_json_string(job, "status")) != VF_JOB_CONCLUDED;
+        if (!error || flow->job_error)
+            continue;
+        flow->job_error = vf_strdup(error);
+        flow->job_failed = flow->job_abouts[i];
     }
-    vf_ask(flow, "job-dismiss", vf_json_strings("id", flow->job, NULL), on_dismissed);
+    if (wait)
+        vf_jobs_await(flow, on_news);
+    else
+        dismiss_all(flow);
 }
 
 static void
-on_started(struct vf_flow *flow, const struct vf_reply *reply)
+ask_for_all(struct vf_flow *flow)
 {
-    if (reply->outcome != VF_OK)
-        flow->on_job_run(flow, reply);
+    VF_AUTO_FREE char *prefix = vf_printf("vf%.8s-", flow->id);
+
+    vf_jobs_ask(flow, prefix, on_all_jobs);
+}
+
+static void
+on_news(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome == VF_OK)
+        ask_for_all(flow);
     else
-        vf_job_wait(flow, VF_JOB_CONCLUDED, on_concluded);
+        on_all_jobs(flow, reply);
+}
+
+static void
+on_all_started(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (reply->outcome == VF_OK)
+        ask_for_all(flow);
+    else
+        end_jobs(flow, reply);
 }
 
 void
-vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments, vf_flow_fn *fn)
+vf_jobs_start(struct vf_flow *flow, const char *about, const char *command,
+              struct json_object *arguments)
 {
-    char *id = vf_printf("vf%.8s-%u", flow->id, flow->job_number++);
+    VF_AUTO_FREE char *id = own_id(flow, flow->job_number++);
 
-    vf_job_watch(flow, id);
+    VF_GROW(flow->job_abouts, flow->jobs_begun);
+    flow->job_abouts[flow->jobs_begun++] = about;
     vf_json_add_string(arguments, "job-id", id);
-    free(id);
-    flow->on_job_run = fn;
-    vf_ask(flow, command, arguments, on_started);
+    vf_batch_ask(flow, about, command, arguments);
+}
+
+void
+vf_jobs_finish(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    flow->on_jobs_done = fn;
+    vf_batch_end(flow, on_all_started);
 }

@@ -23,40 +23,10 @@
 /* The words by which QEMU says that all of a transaction would have worked. */
 #define REHEARSED "Transaction aborted using Abort action"
 
-static struct vf_cut *
-current(struct vf_flow *flow)
-{
-    return &flow->cuts[flow->at];
-}
-
 char *
 vf_overlay_file_node(const struct vf_cut *cut)
 {
     return vf_printf("%sf", cut->overlay_node);
-}
-
-static void create_file(struct vf_flow *flow);
-
-static void
-next_overlay(struct vf_flow *flow)
-{
-    flow->at++;
-    if (flow->at < flow->cut_count) {
-        create_file(flow);
-        return;
-    }
-    if (vf_journal_state(flow, "prepared", vf_cuts_json(flow)))
-        vf_end(flow, VF_OK);
-    else
-        vf_end(flow, VF_REFUSED);
-}
-
-static void
-on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (vf_expect(flow, reply, "disk %s: cannot open its overlay %s", current(flow)->name,
-                  current(flow)->names.overlay))
-        next_overlay(flow);
 }
 
 static struct json_object *
@@ -114,12 +84,6 @@ vf_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut)
         vf_json_add(node, "backing", NULL);
     vf_json_add(node, "file", file);
     return node;
-}
-
-static void
-preopen(struct vf_flow *flow)
-{
-    vf_ask(flow, "blockdev-add", vf_overlay_options(flow, current(flow)), on_preopened);
 }
 
 static bool
@@ -180,47 +144,90 @@ name_it(struct vf_flow *flow, struct vf_cut *cut)
     return vf_note_error(flow, &error);
 }
 
-static void
-on_file_closed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    struct vf_cut *cut = current(flow);
+/* Each part is done for all disks at once: QEMU is asked as seldom as possible. */
 
-    if (!vf_expect(flow, reply, "disk %s: cannot close its new overlay", cut->name))
+static bool
+went_well(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
+{
+    const char *name = flow->batch.failed;
+    const char *overlay = "";
+
+    for (size_t i = 0; reply->outcome != VF_OK && i < flow->cut_count; i++)
+        if (strcmp(flow->cuts[i].name, name) == 0)
+            overlay = flow->cuts[i].names.overlay;
+    return vf_expect(flow, reply, "disk %s: %s %s", name, what, overlay);
+}
+
+static void
+finish(struct vf_flow *flow)
+{
+    if (vf_journal_state(flow, "prepared", vf_cuts_json(flow)))
+        vf_end(flow, VF_OK);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+static void
+on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (went_well(flow, reply, "cannot open its overlay"))
+        finish(flow);
+}
+
+static bool
+name_all(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
+
+        cut->overlay = vf_cut_overlay_inode(cut);
+        if (!own_it(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut))
+            return false;
+        if (i == 0)
+            vf_test_point(flow, "overlays.named");
+    }
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!make_durable(flow, &flow->cuts[i]))
+            return false;
+    return true;
+}
+
+static void
+on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "cannot close its new overlay"))
         return;
-    cut->overlay = vf_cut_overlay_inode(cut);
-    if (!own_it(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut) ||
-        !make_durable(flow, cut)) {
+    if (!name_all(flow)) {
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_test_point(flow, "overlays.named");
-    if (flow->preopened)
-        preopen(flow);
-    else
-        next_overlay(flow);
+    if (!flow->preopened) {
+        finish(flow);
+        return;
+    }
+    for (size_t i = 0; i < flow->cut_count; i++)
+        vf_batch_ask(flow, flow->cuts[i].name, "blockdev-add",
+                     vf_overlay_options(flow, &flow->cuts[i]));
+    vf_batch_end(flow, on_preopened);
 }
 
 static void
-on_image_created(struct vf_flow *flow, const struct vf_reply *reply)
+on_images_created(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    const struct vf_cut *cut = current(flow);
-
-    if (!vf_expect(flow, reply, "disk %s: cannot write its overlay %s", cut->name,
-                   cut->names.overlay))
+    if (!went_well(flow, reply, "cannot write its overlay"))
         return;
-    VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        VF_AUTO_FREE char *node = vf_overlay_file_node(&flow->cuts[i]);
 
-    vf_ask(flow, "blockdev-del", vf_json_strings("node-name", node, NULL), on_file_closed);
+        vf_batch_ask(flow, flow->cuts[i].name, "blockdev-del",
+                     vf_json_strings("node-name", node, NULL));
+    }
+    vf_batch_end(flow, on_files_closed);
 }
 
 static void
-on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
+create_image(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    const struct vf_cut *cut = current(flow);
-
-    if (!vf_expect(flow, reply, "disk %s: cannot open its new overlay %s", cut->name,
-                   cut->names.overlay))
-        return;
     VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
@@ -230,40 +237,39 @@ on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
     vf_json_add_int(options, "size", vf_cut_overlay_size(cut));
     vf_class_overlay_options(flow, cut, options);
     vf_json_add(arguments, "options", options);
-    vf_job_run(flow, "blockdev-create", arguments, on_image_created);
+    vf_batch_ask(flow, cut->name, "blockdev-add",
+                 vf_json_strings("driver", "file", "node-name", node, "filename",
+                                 cut->names.overlay, NULL));
+    vf_jobs_start(flow, cut->name, "blockdev-create", arguments);
 }
 
 static void
-on_file_created(struct vf_flow *flow, const struct vf_reply *reply)
+on_files_created(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    const struct vf_cut *cut = current(flow);
-
-    if (reply->outcome == VF_REFUSED) {
-        vf_expect(flow, reply, "disk %s: QEMU cannot create the overlay %s", cut->name,
-                  cut->names.overlay);
-        return;
-    }
-    if (!vf_expect(flow, reply, "disk %s: creating the overlay %s", cut->name, cut->names.overlay))
+    if (!went_well(flow, reply,
+                   reply->outcome == VF_REFUSED ? "QEMU cannot create the overlay"
+                                                : "creating the overlay"))
         return;
     vf_test_point(flow, "overlays.created");
-    VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
-
-    vf_ask(flow, "blockdev-add",
-           vf_json_strings("driver", "file", "node-name", node, "filename", cut->names.overlay,
-                           NULL),
-           on_file_opened);
+    for (size_t i = 0; i < flow->cut_count; i++)
+        create_image(flow, &flow->cuts[i]);
+    vf_jobs_finish(flow, on_images_created);
 }
 
 static void
-create_file(struct vf_flow *flow)
+create_files(struct vf_flow *flow)
 {
-    struct json_object *options =
-        vf_json_strings("driver", "file", "filename", current(flow)->names.overlay, NULL);
-    struct json_object *arguments = json_object_new_object();
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct json_object *options =
+            vf_json_strings("driver", "file", "filename", cut->names.overlay, NULL);
+        struct json_object *arguments = json_object_new_object();
 
-    vf_json_add_int(options, "size", 0);
-    vf_json_add(arguments, "options", options);
-    vf_job_run(flow, "blockdev-create", arguments, on_file_created);
+        vf_json_add_int(options, "size", 0);
+        vf_json_add(arguments, "options", options);
+        vf_jobs_start(flow, cut->name, "blockdev-create", arguments);
+    }
+    vf_jobs_finish(flow, on_files_created);
 }
 
 /* What blockdev-snapshot-sync would open otherwise than the base is: it knows only the cache modes
@@ -293,8 +299,7 @@ vf_step_overlays(struct vf_flow *flow)
     flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
     for (size_t i = 0; i < flow->cut_count; i++)
         flow->preopened |= flow->cuts[i].below || loses_modes(flow, &flow->cuts[i]);
-    flow->at = 0;
-    create_file(flow);
+    create_files(flow);
 }
 
 /* The rehearsal. */
@@ -389,7 +394,7 @@ on_one_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
         flow->at++;
         ask_next_disk(flow);
     } else if (reply->outcome == VF_REFUSED) {
-        vf_expect(flow, reply, "disk %s: " REFUSES, current(flow)->name);
+        vf_expect(flow, reply, "disk %s: " REFUSES, flow->cuts[flow->at].name);
     }
 }
 

@@ -351,9 +351,7 @@ act(struct vf_flow *flow)
     if (serves) {
         vf_batch_end(flow, on_served);
     } else if (waits) {
-        VF_AUTO_FREE char *prefix = job_prefix(flow);
-
-        vf_jobs_await(flow, prefix, on_news);
+        vf_jobs_await(flow, on_news);
     } else if (flow->restore.finishing) {
         verify(flow);
     } else {
@@ -383,7 +381,9 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 go_round(struct vf_flow *flow)
 {
-    vf_ask(flow, "query-jobs", NULL, on_jobs);
+    VF_AUTO_FREE char *prefix = job_prefix(flow);
+
+    vf_jobs_ask(flow, prefix, on_jobs);
 }
 
 /* Owes VF_OWE_MIRROR. What the graph is, the step before has asked. */
@@ -478,7 +478,6 @@ on_cancel_news(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 on_jobs_to_cancel(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    VF_AUTO_FREE char *prefix = job_prefix(flow);
     bool waits = false, serves = false;
 
     if (!vf_expect(flow, reply, "query-jobs"))
@@ -496,7 +495,7 @@ on_jobs_to_cancel(struct vf_flow *flow, const struct vf_reply *reply)
     if (serves)
         vf_batch_end(flow, on_cancelled);
     else if (waits)
-        vf_jobs_await(flow, prefix, on_cancel_news);
+        vf_jobs_await(flow, on_cancel_news);
     else
         vf_end(flow, VF_OK);
 }
@@ -504,7 +503,9 @@ on_jobs_to_cancel(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 cancel_next(struct vf_flow *flow)
 {
-    vf_ask(flow, "query-jobs", NULL, on_jobs_to_cancel);
+    VF_AUTO_FREE char *prefix = job_prefix(flow);
+
+    vf_jobs_ask(flow, prefix, on_jobs_to_cancel);
 }
 
 /* The disks stay what they are. Pays VF_OWE_MIRROR. */

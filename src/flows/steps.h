@@ -168,10 +168,14 @@ bool vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut);
 bool vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut);
 
 /* job.c: QEMU's jobs. */
-/* Starts a job by `command` (its arguments get the job's id), waits until it has concluded and
- * dismisses it. REFUSED with the job's own error. */
-void vf_job_run(struct vf_flow *flow, const char *command, struct json_object *arguments,
-                vf_flow_fn *fn);
+/* Starts a job by `command` (its arguments get the job's id), as one request of a batch, `about` as
+ * in vf_batch_ask(). */
+void vf_jobs_start(struct vf_flow *flow, const char *about, const char *command,
+                   struct json_object *arguments);
+/* Ends that batch, instead of vf_batch_end(), waits until all of its jobs have concluded, and
+ * dismisses them. REFUSED with the first error that one of them had; flow->batch.failed is what
+ * that is about. */
+void vf_jobs_finish(struct vf_flow *flow, vf_flow_fn *fn);
 /* Waits until the job `id` is in one of the states (VF_JOB_*), which may have come already. */
 enum {
     VF_JOB_READY = 1 << 0,
@@ -190,9 +194,11 @@ void vf_job_share(struct vf_flow *flow, double from, double to);
 void vf_job_forget(struct vf_flow *flow);
 void vf_job_on_timer(struct ev_loop *loop, ev_timer *watcher, int revents);
 void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
-/* Calls `fn` when one of the jobs whose ids begin so comes to a state that somebody may wait for.
- * Whoever has asked for the jobs and found nothing to do can call it without missing anything. */
-void vf_jobs_await(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn);
+/* Asks for all jobs, and watches those whose ids begin so from then on. */
+void vf_jobs_ask(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn);
+/* Calls `fn` when one of them has come to a state that somebody may wait for since they were asked
+ * for; at once, if that was while the answer was on its way: it may be older. */
+void vf_jobs_await(struct vf_flow *flow, vf_flow_fn *fn);
 /* The bit of a state's name; 0 for states that nobody waits for. */
 unsigned vf_job_state_bit(const char *name);
 void vf_job_event(struct vf_flow *flow, const char *state);

@@ -692,10 +692,10 @@ static void
 overlay_acts(const struct state *s, struct acts *acts)
 {
     (void)s;
-    for (unsigned disk = 1; disk <= ALL; disk <<= 1) {
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
         add(acts, MAKE, disk);
+    for (unsigned disk = 1; disk <= ALL; disk <<= 1)
         add(acts, LINK_OVERLAY, disk);
-    }
 }
 
 static void
