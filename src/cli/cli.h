@@ -23,6 +23,7 @@ enum cli_option {
     OPTION_QUIET,
     OPTION_STATE_DIR,
     OPTION_LOG,
+    OPTION_TRACE,
     OPTION_NO_COLOR,
     OPTION_HELP,
     OPTION_VERSION,
@@ -104,7 +105,7 @@ const struct command *command_find(const char *name);
 struct cli_options {
     bool json, quiet, no_color, help, version, all, yes;
     int verbose;
-    const char *state_dir, *log, *agent, *events;
+    const char *state_dir, *log, *trace, *agent, *events;
     char *qmp; /* with a slash in it */
     const char **settings;
     size_t setting_count;
@@ -127,6 +128,7 @@ struct cli {
                            NULL-terminated */
     struct out out, err;
     struct out *log;           /* the file of --log; NULL: none */
+    struct trace *trace;       /* of --trace; NULL: none */
     struct live *live;         /* whose line may stand on the terminal; NULL: nobody's */
     struct json_object *shown; /* array: warnings that were shown while they happened */
     bool stopped;              /* a signal has asked to stop */

@@ -9,6 +9,7 @@
 
 #include "cli/live.h"
 #include "cli/report.h"
+#include "cli/trace.h"
 #include "util/cleanup.h"
 #include "util/mem.h"
 
@@ -104,6 +105,8 @@ log_line(void *data, enum vmfrost_log_level level, const char *line)
 {
     struct cli *cli = data;
 
+    if (cli->trace)
+        trace_line(cli->trace, line);
     if (cli->log)
         to_file(cli, level, line);
     if (cli->options.quiet)

@@ -16,6 +16,7 @@
 #include "cli/options.h"
 #include "cli/report.h"
 #include "cli/signals.h"
+#include "cli/trace.h"
 #include "util/cleanup.h"
 #include "util/mem.h"
 
@@ -43,10 +44,10 @@ open_context(struct cli *cli)
 {
     struct vmfrost_settings settings = VMFROST_SETTINGS_INIT;
 
-    if (!log_open(cli))
+    if (!log_open(cli) || !trace_open(cli))
         return VMFROST_FAILED;
     settings.state_dir = cli->options.state_dir;
-    settings.log = cli->log || !cli->options.quiet ? log_line : NULL;
+    settings.log = cli->log || cli->trace || !cli->options.quiet ? log_line : NULL;
     settings.log_data = cli;
     cli->loop = ev_loop_new(EVFLAG_AUTO | EVFLAG_NOENV);
     if (!cli->loop)
@@ -163,6 +164,8 @@ main(int count, char **words)
 
     if (cli.context)
         vmfrost_free(cli.context);
+    if (!trace_close(&cli) && code == VMFROST_OK)
+        code = VMFROST_FAILED;
     code = finish_output(&cli, code);
     log_close(&cli);
     if (cli.loop)

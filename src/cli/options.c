@@ -19,6 +19,7 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_QUIET] = {"quiet", 'q', NULL},
     [OPTION_STATE_DIR] = {"state-dir", 0, "DIR"},
     [OPTION_LOG] = {"log", 0, "FILE"},
+    [OPTION_TRACE] = {"trace", 0, "FILE"},
     [OPTION_NO_COLOR] = {"no-color", 0, NULL},
     [OPTION_HELP] = {"help", 'h', NULL},
     [OPTION_VERSION] = {"version", 'V', NULL},
@@ -57,6 +58,7 @@ const struct option_use global_options[] = {
     {OPTION_STATE_DIR, "where vmfrost keeps its records (default: $VMFROST_STATE_DIR; else "
                        "/var/lib/vmfrost for root, ~/.local/state/vmfrost for others)"},
     {OPTION_LOG, "append everything that happens, with times, to FILE"},
+    {OPTION_TRACE, "write where the time went to FILE, for chrome://tracing and its like"},
     {OPTION_NO_COLOR, "no colors; so does NO_COLOR=1"},
     {OPTION_HELP, "this text"},
     {OPTION_VERSION, "the version"},
@@ -226,6 +228,9 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return true;
     case OPTION_STATE_DIR:
         options->state_dir = value;
+        return true;
+    case OPTION_TRACE:
+        options->trace = value;
         return true;
     case OPTION_LOG:
         options->log = value;

@@ -25,8 +25,8 @@ struct vf_graft {
     char *owner; /* the snapshot whose sealed image `upper` is; NULL: it is the current one */
     char *below; /* UP: backing string that the upper's header gets, if anything is below; else NULL
                   */
-    char *over;       /* DOWN, with an image above the upper one in QEMU's chain: its visible name */
-    char *over_owner; /* ... and the snapshot whose sealed image it is; NULL: the current one */
+    char *over;  /* DOWN, with an image above the upper one in QEMU's chain: its visible name */
+    char *over_owner;   /* ... and the snapshot whose sealed image it is; NULL: the current one */
     char *over_backing; /* ... and the backing string of its header, which stays as it is */
     char *root;         /* node of the disk's current image; NULL: opened for this graft alone */
     char *root_device;  /* ... or the filter above it */
@@ -53,8 +53,8 @@ char *vf_joined_name(const struct vf_flow *flow, const struct vf_cut *cut,
 /* graft.c */
 /* Does all of flow->grafts, one after the other. Started again it goes on where it was. */
 void vf_step_graft(struct vf_flow *flow);
-/* After a deletion that was interrupted: removes the second names that its grafts may have left, and
- * tells records of images that were written to. */
+/* After a deletion that was interrupted: removes the second names that its grafts may have left,
+ * and tells records of images that were written to. */
 bool vf_graft_sweep(struct vf_flow *flow);
 /* The same for those records after a deletion of this process that failed. */
 bool vf_graft_failed(struct vf_flow *flow);
