@@ -645,6 +645,7 @@ dispose(struct vf_flow *flow)
         free(flow->include[i]);
     free(flow->include);
     free(flow->restore.keep);
+    free(flow->restore.label);
     json_object_put(flow->restore.snapshot);
     json_object_put(flow->restore.old_nodes);
     json_object_put(flow->restore.jobs);

@@ -102,6 +102,7 @@ struct vf_evidence {
 /* Of a restore. */
 struct vf_restore {
     char *keep;     /* the snapshot that the present state becomes; NULL: not named yet, or none */
+    char *label;    /* ... and the new files of disks whose names cannot be turned are called so */
     bool discard;   /* it is thrown away */
     bool reset;     /* a running VM may be reset */
     bool running;   /* it was, before we stopped it */

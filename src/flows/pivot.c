@@ -448,6 +448,12 @@ vf_step_pivot(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
+    if (flow->engine.conditions & VF_IF_STOPPED) {
+        /* It holds the images' locks until their names are turned. Closing them may write to them,
+         * so that it ends before anybody looks. */
+        vf_qmp_close(flow->qmp);
+        vf_daemon_stop(&flow->daemon);
+    }
     if (has_ended(flow)) {
         vf_end(flow, VF_OK);
         return;

@@ -68,6 +68,8 @@ remember(struct vf_flow *flow)
     flow->restore.running = vf_json_bool(halting, "running", false);
     flow->restore.old_nodes = json_object_get(vf_json_array(halting, "nodes"));
     flow->cut_begun = halting;
+    if (halting && !vf_json_bool(halting, "online", true))
+        flow->engine.conditions |= VF_IF_STOPPED;
 }
 
 static void
@@ -163,8 +165,7 @@ decide(struct vf_flow *flow)
         flow->restore.turned = true;
         flow->action = "rolled-forward";
     }
-    if (vf_json_bool(vf_history_last(flow, "halting"), "online", true) &&
-        vf_process_alive(flow->qemu))
+    if (!(flow->engine.conditions & VF_IF_STOPPED) && vf_process_alive(flow->qemu))
         flow->engine.conditions |= VF_IF_ONLINE;
     vf_end(flow, VF_OK);
 }

@@ -300,7 +300,7 @@ make_cut(struct vf_flow *flow, const struct vf_cut *target, const struct vf_disk
 
     const struct vf_class *class = vf_disk_class(flow, disk, place);
 
-    vf_cut_make(cut, disk, place, keep ? keep : "discarded", flow->id, flow->cut_count);
+    vf_cut_make(cut, disk, place, keep ? keep : flow->restore.label, flow->id, flow->cut_count);
     cut->storage_class = class ? vf_strdup(class->name) : NULL;
     flow->cut_count++;
     cut->below = vf_strdup(target->names.sealed);
@@ -357,10 +357,12 @@ choose_disks(struct vf_flow *flow, struct choice *choice)
 }
 
 /* A VM that stands where its guest left it would find other disks under its feet: so it is reset,
- * or stopped before. */
+ * or was stopped before. */
 static bool
 may_reset(struct vf_flow *flow)
 {
+    if (!(flow->engine.conditions & VF_IF_ONLINE))
+        return true;
     if (!flow->restore.reset) {
         vf_note(flow, VMFROST_FAILED, "the VM is running");
         vf_advise(flow, "stop it, and restore then; or restore it in place and reset it with "
@@ -402,6 +404,10 @@ name_what_is_kept(struct vf_flow *flow)
     }
     gmtime_r(&now, &parts);
     strftime(stamp, sizeof stamp, "%Y%m%dT%H%M%SZ", &parts);
+    if (flow->restore.discard) { /* for a new file's name */
+        flow->restore.label = vf_printf("restored-%s", stamp);
+        return true;
+    }
     flow->restore.keep = vf_printf("before-restore-%s", stamp);
     for (unsigned number = 2; vf_record_exists(&flow->vm, flow->restore.keep); number++)
         set(&flow->restore.keep, vf_printf("before-restore-%s-%u", stamp, number));
@@ -413,10 +419,8 @@ choose(struct vf_flow *flow)
 {
     struct choice choice = {0};
 
-    flow->engine.conditions |= VF_IF_ONLINE;
     vf_links_sweep(flow);
-    bool chosen = may_reset(flow) && (flow->restore.discard || name_what_is_kept(flow)) &&
-                  choose_disks(flow, &choice);
+    bool chosen = may_reset(flow) && name_what_is_kept(flow) && choose_disks(flow, &choice);
 
     release_choice(&choice);
     if (chosen)
@@ -460,10 +464,26 @@ vf_restore_turn(struct vf_flow *flow)
     return turned;
 }
 
+/* Where no name is turned, the journal has to tell that the restored disks are the current ones. */
+static bool
+has_names(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (flow->cuts[i].naming == VF_NAMING_FLIP)
+            return true;
+    return false;
+}
+
 /* All names lead to the restored disks, or none: while the VM stands still, both are right. */
 static void
 flip(struct vf_flow *flow)
 {
+    if (!has_names(flow) && !vf_journal_state(flow, "turning", NULL)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    if (!flow->evidence.cut) /* nobody had to be stopped */
+        flow->evidence.cut = vf_now_us();
     vf_guard_turning(&flow->guard);
     flow->restore.turned = true;
     if (vf_flip_all(flow)) {
@@ -583,7 +603,7 @@ close_up(struct vf_flow *flow)
 static const struct vf_step steps[STEP_COUNT] = {
     [CONNECT] = {.name = "connect",
                  .title = "Connecting to QEMU",
-                 .start = vf_step_connect,
+                 .start = vf_step_reach,
                  .budget_ms = 10000,
                  .next = LOOK},
     [LOOK] = {.name = "look",

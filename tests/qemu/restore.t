@@ -581,7 +581,7 @@ def points():
     found = []
     for step in steps:
         found += [step, *(point for point in inside if point.startswith(step + ".")), step + "+"]
-    return found
+    return list(dict.fromkeys(found))
 
 
 VARIANTS = {
@@ -784,6 +784,225 @@ def parted(t):
               (", and the VM is started before recover" if early else ""))
 
 
+# --- a VM that is not running --------------------------------------------------------------
+
+def offline(t):
+    for attach in ("drive", "blockdev"):
+        wrong = []
+
+        def look(when, found):
+            wrong.extend(f"{when}: {line}" for line in found)
+
+        with Qemu(words_for(attach), IMAGES) as vm:
+            write_all(vm, 1, 0)
+            vm.take("one")
+            write_all(vm, 2, 1)
+            vm.take("two")
+            write_all(vm, 3, 2)
+            vm.kill()
+            out = restore(vm, "one", "--keep-name", "before")
+            look("back to one", stray(vm, ["one", "two", "before"]))
+            look("back to one", content(vm, [1, 0, 0], one=[1, 0, 0], two=[1, 2, 0],
+                                        before=[1, 2, 3]))
+            if out.document["online"] or out.document["launcherMustChange"] or \
+                    out.document["kept"] != "before":
+                look("back to one", [f"document: {out.document}"])
+            kept = records(vm)["before"]
+            if (kept["restoredTo"], kept["phase"], kept["consistency"], kept["indications"]) != \
+                    ("one", "Succeeded", "offline", ["Offline"]):
+                look("back to one", [f"record: {kept}"])
+            vm.start()
+            look("started", content(vm, [1, 0, 0]))
+            write_all(vm, 4, 2)
+            vm.kill()
+            restore(vm, "before", "--discard")
+            look("to what was before", stray(vm, ["one", "two", "before"]))
+            look("to what was before", content(vm, [1, 2, 3], one=[1, 0, 0], before=[1, 2, 3]))
+            vm.start()
+            look("started again", content(vm, [1, 2, 3]))
+            # What the record of a restore that was made offline says, an online one understands.
+            restore(vm, "before", "--reset", "--discard")
+            look("online", content(vm, [1, 2, 3]) + stray(vm, ["one", "two", "before"]))
+            vm.restart()
+            look("the end", content(vm, [1, 2, 3]))
+            for entry in vm.disks.iterdir():
+                if not image_ok(entry, leaks=True):
+                    look("the end", [f"{entry.name} has errors"])
+        t.is_(wrong, [], f"a VM that is not running, -{attach}: back and forth")
+
+    wrong = []
+    with Qemu(words_for("drive"), IMAGES) as vm:
+        write_all(vm, 1, 0)
+        vm.take("one")
+        vm.qmp("block_resize", node_name=vm.root("data")["node-name"], size=2 * SIZE)
+        write_all(vm, 2, 0)
+        vm.kill()
+        restore(vm, "one", "--keep-name", "large")
+        for name, size in (("data.qcow2", SIZE), ("data@large.qcow2", 2 * SIZE),
+                           ("data@one.qcow2", SIZE)):
+            if image_info(vm.disks / name)["virtual-size"] != size:
+                wrong.append(f"{name}: {image_info(vm.disks / name)}")
+        vm.start()
+        wrong += content(vm, [1])
+        vm.kill()
+        restore(vm, "large", "--discard")
+        vm.start()
+        wrong += content(vm, [2])
+        if vm.root("data")["image"]["virtual-size"] != 2 * SIZE:
+            wrong.append("the size did not come back")
+    t.is_(wrong, [], "a disk that was resized since goes back to its size")
+
+    with Qemu(words_for("drive"), IMAGES) as vm:
+        write_all(vm, 1, 0)
+        vm.take("one")
+        other = vm.folder / "moved"
+        vm.socket.rename(other)
+        refused(t, vm, "a VM that runs where nobody can reach it", "QEMU .*has .*open", "@one",
+                code=3)
+        other.rename(vm.socket)
+
+
+def killed_offline(t):
+    wrong_points = []
+    for discard in (False, True):
+        vm = Qemu(words_for("drive"), IMAGES).start()
+        write_all(vm, 1, 0)
+        vm.take("one")
+        kept = []
+        for number, point in enumerate(points()):
+            step = point.rstrip("+")
+            if step in UNDO or step in ("connect", "undo-turn", "undo-reset", "halt", "mirror",
+                                        "mirror.ready", "pivot.done"):
+                continue
+            if discard and not FULL and point not in ("overlays+", "flip.first", "flip+", "record",
+                                                      "record.saved"):
+                continue
+            pattern, wrong = 20 + number, []
+            write_all(vm, pattern, 1)
+            vm.kill()
+            name = f"kept{number}"
+            out = vm.vmfrost("restore", "@one", *(["--discard"] if discard else
+                                                  ["--keep-name", name]),
+                             env={"VMFROST_TEST_AT": f"kill:{point}"})
+            if out.code != -signal.SIGKILL:
+                wrong_points.append(point)
+            guards_end(vm)
+            turned = point.startswith(TURNED)
+            top = [1, 0] if turned else [1, pattern]
+            early = number % 2
+            if early:
+                vm.start()
+                wrong += [f"started before recovery: {line}" for line in content(vm, top)]
+            out = vm.vmfrost("recover")
+            if out.code or (out.document.get("found") and out.document.get("action") != (
+                    "rolled-forward" if turned else "rolled-back")):
+                wrong.append(f"recover: {out.code} {out.error} {out.document}")
+            if turned and not discard:
+                kept.append(name)
+                record = records(vm).get(name, {})
+                if record.get("consistency") != "offline" or not record.get("readyToUse"):
+                    wrong.append(f"record: {record}")
+                wrong += content(vm, top, **{name: [1, pattern]})
+            wrong += content(vm, top, one=[1, 0]) + stray(vm, ["one", *kept])
+            if not early:
+                vm.start()
+                wrong += content(vm, top)
+            t.is_(wrong, [], f"not running, killed at {point}{', --discard' if discard else ''}"
+                  f"{', and started before recovery' if early else ''}")
+        vm.__exit__()
+    t.is_(wrong_points, [], "not running: came to every step")
+
+
+WITHOUT_LINKS = """#!/usr/bin/env python3
+import ctypes, errno, os, struct, sys
+# A file system without hard links, as far as a program can tell: seccomp refuses to make them.
+LINK, LINKAT = 86, 265
+rules = [(0x20, 0, 0, 0), (0x15, 2, 0, LINK), (0x15, 1, 0, LINKAT), (0x06, 0, 0, 0x7fff0000),
+         (0x06, 0, 0, 0x00050000 | errno.EPERM)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+program = Program(len(rules), ctypes.cast(code, ctypes.c_void_p))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program)):
+    sys.exit("seccomp")
+os.execv(%r, [%r, *sys.argv[1:]])
+"""
+
+
+def new_files(t):
+    """Where an image cannot have a second name, the restored disk is a new file."""
+    name = "a file system without hard links"
+    if os.geteuid() != 0 or os.uname().machine != "x86_64":
+        t.skip(name, "needs root, and x86_64")
+        return
+    program = os.environ.get("VMFROST")
+    built = lab.vmfrost_program()
+    wrong = []
+    with Qemu(drive("web")) as vm:
+        vm.kill()
+        below = vm.folder / "below"
+        below.mkdir()
+        run("mount", "-t", "tmpfs", "none", below)
+        for part in ("upper", "work", "lower"):
+            (below / part).mkdir()
+        run("mount", "-t", "overlay", "none", "-o", f"lowerdir={below}/lower,"
+            f"upperdir={below}/upper,workdir={below}/work", vm.disks)
+        try:
+            os.chmod(vm.disks, 0o777)
+            make_image(vm.disks / "web.qcow2")
+            wrapper = vm.folder / "wrapper"
+            wrapper.write_text(WITHOUT_LINKS % (built, built))
+            wrapper.chmod(0o755)
+            os.environ["VMFROST"] = str(wrapper)
+            vm.start()
+            vm.write("web", 1)
+            vm.take("one")
+            vm.write("web", 2)
+            refused(t, vm, f"{name}, while it runs", "hard link.*stop the VM", "@one", "--reset",
+                    sees=2)
+            vm.kill()
+            for label, words, image in (("kept", ["--keep-name", "kept"], None),
+                                        ("kept again", ["--discard"], None)):
+                out = restore(vm, "one", *words)
+                image = Path(out.document["disks"][0]["current"])
+                if not out.document["launcherMustChange"] or not image.exists():
+                    wrong.append(f"{label}: {out.document}")
+                vm.words = drive("web", file=str(image))
+                vm.start()
+                if vm.sees("web", 1) != [1]:
+                    wrong.append(f"{label}: {vm.sees('web', 1)}")
+                vm.write("web", 5)
+                vm.kill()
+            out = restore(vm, "kept", "--discard")
+            vm.words = drive("web", file=out.document["disks"][0]["current"])
+            vm.start()
+            if vm.sees("web", 1) != [2]:
+                wrong.append(f"what was kept: {vm.sees('web', 1)}")
+            vm.kill()
+            for point, turned in (("overlays+", False), ("flip", False), ("flip+", True),
+                                  ("record", True)):
+                before = set(vm.names())
+                vm.vmfrost("restore", "@one", "--keep-name", f"kept-{point.rstrip('+')}",
+                           env={"VMFROST_TEST_AT": f"kill:{point}"})
+                out = vm.vmfrost("recover")
+                made = set(vm.names()) - before
+                action = "rolled-forward" if turned else "rolled-back"
+                if out.code or out.document["action"] != action or len(made) != turned:
+                    wrong.append(f"killed at {point}: {out.error} {out.document} {made}")
+                if turned != (f"kept-{point.rstrip('+')}" in records(vm)):
+                    wrong.append(f"killed at {point}: {sorted(records(vm))}")
+        finally:
+            vm.kill()
+            if program is None:
+                del os.environ["VMFROST"]
+            else:
+                os.environ["VMFROST"] = program
+            run("umount", "-l", vm.disks)
+            run("umount", "-l", below)
+    t.is_(wrong, [], name)
+
+
 def implicit(t):
     """Every changing command finishes it first."""
     wrong = []
@@ -800,7 +1019,7 @@ def implicit(t):
 
 def main():
     tests = (kinds, modes, states, raw, colons, threes, refusals, not_opened, interrupted, resisted,
-             killed, parted, implicit)
+             killed, parted, implicit, offline, killed_offline, new_files)
     with Tap() as t:
         for test in tests:
             if ONLY in ("", test.__name__):
