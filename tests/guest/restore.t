@@ -88,11 +88,30 @@ def online(site):
     write_mark(site, "mark-4")
     power_off(site)
     tap.is_(damage(site), [], "off: the file systems are whole")
-    site.expect(0, "recover", "web", what="off: nothing to recover")
-    site.tidy("off")
+
+
+def offline(site):
+    """The guest is shut down, restored, and booted."""
+    tap = site.tap
+    site.expect(0, "restore", "web@one", "--keep-name", "off", what="restored while it is off")
+    tap.is_((site.record("off")["consistency"], site.record("off")["restoredTo"]),
+            ("offline", "one"), "... what was kept is told as such")
+    site.tidy("restored while it is off")
+    site.boot()
+    tap.is_(marks(site), on_all("mark-1"), "booted: as it was then")
+    write_mark(site, "mark-5")
+    power_off(site)
+    site.expect(0, "restore", "web@off", "--discard", what="and back again")
+    site.boot()
+    tap.is_(marks(site), on_all("mark-1", "mark-2", "mark-4"), "booted: as it was before")
+    power_off(site)
+    tap.is_(damage(site), [], "off again: the file systems are whole")
+    site.expect(0, "recover", "web", what="off again: nothing to recover")
+    site.tidy("off again")
 
 
 with guest_test() as (tap, folder):
     with Site(tap, folder, [Disk("web"), Disk("data"), Disk("logs", fs="xfs")]) as site:
         site.boot()
         online(site)
+        offline(site)

@@ -90,6 +90,7 @@ struct world {
     unsigned char held;        /* frozen on purpose, with a guard that thaws in time */
     unsigned char stood_still; /* frozen when it was cut */
     unsigned char anew;        /* it was reset since its disks were changed */
+    unsigned char no_vm;       /* a storage daemon has its images, and dies with us */
 };
 
 /* What the flow remembers, beside the engine. */
@@ -239,7 +240,7 @@ unsettled_restore(const struct world *w)
         return "no journal, but some disks are restored and others not";
     if (w->next_overlay || w->next_base)
         return "no journal, but names of a restore";
-    if (!w->dead && w->cut != w->turned)
+    if (!w->dead && !w->no_vm && w->cut != w->turned)
         return "no journal, but a VM that runs on other disks than its names say";
     if (w->record != (restored ? SUCCEEDED : NO_RECORD))
         return "no journal, but the state before has not the record that it should have";
@@ -251,7 +252,7 @@ unsettled_restore(const struct world *w)
 static void
 check_running(const struct world *w)
 {
-    if (w->dead || w->stopped)
+    if (w->dead || w->stopped || w->no_vm)
         return;
     must(w->cut == 0 || w->cut == ALL, "the VM runs on disks of two states");
     must(w->turned == w->cut, "the VM runs on other disks than its names lead to");
@@ -326,6 +327,8 @@ check_world(const struct world *w)
     crashed.late_agent = 0;
     crashed.late_files = crashed.late_cut = crashed.late_job = crashed.late_final = 0;
     crashed.late_mirror = crashed.late_pivot = crashed.late_restore = 0;
+    if (w->no_vm)
+        die(&crashed, false);
     check_world(&crashed);
     /* QEMU goes as well. The guest has written since the cut, or has not. */
     crashed = *w;
@@ -559,7 +562,7 @@ perform(struct state *s, struct act act)
         w->next_overlay &= ~disks;
         break;
     case RENAME:
-        must(w->operation != RESTORE || w->dead || w->stopped,
+        must(w->operation != RESTORE || w->dead || w->stopped || w->no_vm,
              "a name of a running VM is turned to other disks");
         w->turned = (w->turned & ~disks) | (w->next_overlay & disks);
         w->next_overlay &= ~disks;
@@ -940,7 +943,7 @@ pivot_acts(const struct state *s, struct acts *acts)
     const struct world *w = &s->world;
 
     turn_all_acts(s, true, acts);
-    for (unsigned disk = 1; disk <= ALL && !w->dead; disk <<= 1) {
+    for (unsigned disk = 1; disk <= ALL && !w->dead && !w->no_vm; disk <<= 1) {
         if (w->cut & disk)
             continue;
         if (!(w->jobs & disk))
@@ -952,7 +955,7 @@ pivot_acts(const struct state *s, struct acts *acts)
 static void
 reset_acts(const struct state *s, struct acts *acts)
 {
-    if (!s->world.dead && !s->memory.anew)
+    if (!s->world.dead && !s->world.no_vm && !s->memory.anew)
         add(acts, RESET, 0);
 }
 
@@ -1235,9 +1238,9 @@ offline_ok(struct state *s)
 }
 
 static void
-online_ok(struct state *s)
+reached_ok(struct state *s)
 {
-    s->engine.conditions |= VF_IF_ONLINE;
+    s->engine.conditions |= s->world.no_vm ? VF_IF_STOPPED : VF_IF_ONLINE;
 }
 
 static void
@@ -1408,7 +1411,7 @@ static const struct model recovery_models[] = {
 };
 
 static const struct model restore_models[] = {
-    {"choose", .peer = US, .ok = online_ok},
+    {"connect", .peer = QEMU, .ok = reached_ok},
     {"guard", .peer = QEMU, .acts = halting_acts, .refused_partly = true},
     {"halt", .peer = QEMU, .acts = halt_acts},
     {"mirror", .peer = QEMU, .acts = mirror_acts, .refused_partly = true},
@@ -2522,6 +2525,7 @@ main(void)
         .operation = DELETE, .record = SUCCEEDED, .files = ALL, .turned = ALL, .cut = ALL};
     const struct world by_hand = {.operation = FREEZE};
     const struct world to_restore = {.operation = RESTORE};
+    const struct world to_restore_offline = {.operation = RESTORE, .no_vm = true};
 
     check_table(&vf_snapshot_table);
     check_table(&vf_delete_table);
@@ -2538,6 +2542,7 @@ main(void)
     play("freeze", &vf_freeze_table, by_hand, 0);
     play("delete", &vf_delete_table, a_snapshot, 0);
     play("restore", &vf_restore_table, to_restore, 0);
+    play("restore of a VM that is not running", &vf_restore_table, to_restore_offline, 0);
     play_recoveries();
     release_all();
     return done_testing();
