@@ -336,8 +336,7 @@ remove_record(struct vf_flow *flow)
     json_object_put(flow->document_json);
     flow->document_json = vf_json_strings("vm", flow->vm.name, "name", flow->snapshot_name, NULL);
     vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
-    if (flow->journal.fd >= 0)
-        vf_journal_close_up(flow);
+    vf_journal_close_up(flow);
     vf_end(flow, VF_OK);
 }
 
@@ -347,7 +346,7 @@ close_up(struct vf_flow *flow)
     bool known = vf_graft_failed(flow);
 
     vf_conclude(flow);
-    vf_end(flow, (flow->journal.fd < 0 || vf_journal_close_up(flow)) && known ? VF_OK : VF_REFUSED);
+    vf_end(flow, vf_journal_close_up(flow) && known ? VF_OK : VF_REFUSED);
 }
 
 #define MINUTE_MS (60 * 1000)

@@ -236,7 +236,7 @@ struct vf_flow {
     const char *event; /* the name of the event that is waited for; NULL: none */
     vf_flow_fn *on_event_came;
 
-    /* flow.c's own: */
+    /* Of flow.c, ask.c and tell.c: */
     ev_timer timer;      /* the one timer of the operation */
     ev_timer done_timer; /* fires `done` from the loop */
     struct vf_pending *pending;
@@ -318,5 +318,12 @@ void vf_window_closes(struct vf_flow *flow);
 /* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, or several
  * with commas between them. */
 void vf_test_point(const struct vf_flow *flow, const char *name);
+
+/* Of flow.c, ask.c and tell.c: */
+
+/* The engine's `trace`; `owner` is the flow. */
+void vf_tell_step(void *owner, const struct vf_step *step, enum vf_step_state state);
+/* Nobody is called back for what was asked so far. */
+void vf_forget_asked(struct vf_flow *flow);
 
 #endif

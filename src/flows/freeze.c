@@ -75,13 +75,6 @@ hold(struct vf_flow *flow)
     vf_end(flow, VF_OK);
 }
 
-static void
-close_up(struct vf_flow *flow)
-{
-    vf_conclude(flow);
-    vf_end(flow, flow->journal.fd < 0 || vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
-}
-
 static const struct vf_step freeze_steps[F_COUNT] = {
     [F_CONNECT] = {.name = "connect",
                    .title = "Connecting to QEMU",
@@ -138,7 +131,7 @@ static const struct vf_step freeze_steps[F_COUNT] = {
                        .pause_ms = 250},
     [F_UNDO_ACCEPT] = {.name = "undo-accept",
                        .title = "Closing the journal",
-                       .start = close_up,
+                       .start = vf_step_close_up,
                        .pays = VF_OWE_RECORD,
                        .budget_ms = MINUTE_MS},
 };

@@ -488,6 +488,8 @@ vf_journal_close_up(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
+    if (flow->journal.fd < 0)
+        return true;
     if (flow->engine.owed & ~(unsigned)VF_OWE_RECORD & ~flow->engine_pays)
         return vf_journal_state(flow, "left", NULL);
     return vf_journal_end(&flow->journal, &error) || vf_note_error(flow, &error);
@@ -536,14 +538,21 @@ vf_step_record(struct vf_flow *flow)
     vf_end(flow, VF_OK);
 }
 
-/* The record of a snapshot that was not taken. The journal stays if anything else is still owed. */
+/* The end of what failed. The journal stays if anything else is still owed. */
+void
+vf_step_close_up(struct vf_flow *flow)
+{
+    vf_conclude(flow);
+    vf_end(flow, vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+}
+
+/* The same, with the record of a snapshot that was not taken. */
 void
 vf_step_undo_record(struct vf_flow *flow)
 {
     vf_conclude(flow);
-    if (flow->record && !vf_record_write(flow, "Failed", false)) {
+    if (flow->record && !vf_record_write(flow, "Failed", false))
         vf_end(flow, VF_REFUSED);
-        return;
-    }
-    vf_end(flow, flow->journal.fd < 0 || vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+    else
+        vf_step_close_up(flow);
 }

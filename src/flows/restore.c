@@ -592,8 +592,7 @@ close_up(struct vf_flow *flow)
         vf_step_restored(flow);
         return;
     }
-    vf_conclude(flow);
-    vf_end(flow, flow->journal.fd < 0 || vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+    vf_step_close_up(flow);
 }
 
 #define MINUTE_MS (60 * 1000)

@@ -208,6 +208,7 @@ void vf_job_lost(struct vf_flow *flow, const char *why);
 void vf_step_accept(struct vf_flow *flow);
 void vf_step_record(struct vf_flow *flow);
 void vf_step_undo_record(struct vf_flow *flow);
+void vf_step_close_up(struct vf_flow *flow);
 /* Adds a line to the journal: {"state": state, ...more}. `more` (may be NULL) is owned. */
 bool vf_journal_state(struct vf_flow *flow, const char *state, struct json_object *more);
 /* What is known of the window, for records and the journal; owned by the caller. */
@@ -225,7 +226,8 @@ bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
 bool vf_keep_links(struct vf_flow *flow);
 /* The operation goes on in spite of its error, which becomes a warning. */
 void vf_absolve(struct vf_flow *flow);
-/* Begins the journal with the flow's first line; ends it, unless something else is owed. */
+/* Begins the journal with the flow's first line; ends it, if there is one, unless something else is
+ * owed. */
 bool vf_journal_open(struct vf_flow *flow);
 bool vf_journal_close_up(struct vf_flow *flow);
 
