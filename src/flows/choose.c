@@ -461,6 +461,26 @@ choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
     return true;
 }
 
+/* Whether everything is known that may build on the sealed image: what cannot be read could. */
+static bool
+is_readable(struct vf_flow *flow, const struct vf_cut *cut, const struct family *family)
+{
+    for (size_t i = 0; i < family->tree.count; i++) {
+        const struct vf_image *image = image_at(family, i);
+        bool may_be_above = image->trouble == VF_TROUBLE_UNREADABLE ||
+                            (i == family->tree.current && image->trouble == VF_TROUBLE_MISSING);
+
+        if (!image->own || !may_be_above)
+            continue;
+        vf_note(flow, VMFROST_FAILED,
+                "disk %s: %s, so that it is not known whether it builds on this snapshot",
+                cut->name, image->problem);
+        vf_advise(flow, "put that right first: see `vmfrost verify %s`", flow->vm.name);
+        return false;
+    }
+    return true;
+}
+
 static bool
 choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
 {
@@ -476,10 +496,11 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
 
     if (joined)
         return true;
-    const char *current = cut->names.top ? cut->names.top : cut->names.overlay;
+    /* Of a disk that is not plugged in and whose name is not turned, the newest snapshot tells. */
+    const char *current = cut->naming == VF_NAMING_FLIP ? cut->names.top
+                          : family.disk                 ? family.place.path
+                                                        : NULL;
 
-    if (family.disk && cut->naming == VF_NAMING_NEW_FILE)
-        current = family.place.path;
     if (!vf_tree_read(records, cut->name, current, &family.tree, &error))
         return vf_note_error(flow, &error);
     family.sealed = vf_tree_find_snapshot(&family.tree, flow->snapshot_name);
@@ -495,8 +516,18 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
                   flow->vm.name);
         return false;
     }
-    if (family.sealed == family.tree.current)
-        return true;
+    if (family.sealed == family.tree.current) {
+        /* Of a disk with a new file: merged before, or its launcher has opened the old file again.
+         */
+        cut->merged =
+            !vf_inode_of(cut->names.overlay).number && count_children(&family, family.sealed) == 0;
+        return cut->merged || refuse(flow, cut,
+                                     "QEMU runs on the image of this snapshot, and another image "
+                                     "builds on that",
+                                     "see `vmfrost status`");
+    }
+    if (!is_readable(flow, cut, &family))
+        return false;
     if (family.disk && !is_stopped(flow) &&
         !vf_inode_equal(image_at(&family, family.tree.current)->inode, family.place.inode))
         return refuse(flow, cut, "QEMU does not run on the current image of this chain",

@@ -42,11 +42,24 @@ enum step {
     DROP,
     REMOVE,
     STOP_MERGE,
+    UNDO_FILES,
     CLOSE,
     STEP_COUNT,
 };
 
 /* Settling what an earlier process left. */
+
+/* The VM is started with the base again, as before its name could not be turned. */
+static void
+note_moved(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->merged && cut->naming == VF_NAMING_NEW_FILE)
+            vf_disks_moved(flow, cut->name, cut->names.sealed, cut->format);
+    }
+}
 
 /* QEMU ended in the meantime: names alone decide. */
 static bool
@@ -75,6 +88,7 @@ settle_names(struct vf_flow *flow)
         if (!vf_turn_to_overlay(flow, cut))
             return false;
     }
+    note_moved(flow);
     return true;
 }
 
@@ -94,24 +108,39 @@ settle(struct vf_flow *flow)
     vf_step_stop_merge(flow);
 }
 
-/* What was merged to its end is put away; the others have their names, and are decided on anew. */
+/* What was merged to its end is put away; the others have their names, and are decided on anew.
+ * `gone`: the QEMU that had their nodes, which another one may have again by the same names. */
 static void
-tidy(struct vf_flow *flow)
+put_away(struct vf_flow *flow, bool gone)
 {
-    bool lives = flow->engine.conditions & VF_IF_QEMU;
-
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
-        if (lives && !cut->elsewhere)
+        if (!gone && !cut->elsewhere)
             cut->merged = vf_is_merged(flow, cut);
         cut->elsewhere |= !cut->merged;
     }
     flow->cut_begun = true;
-    if (vf_graft_sweep(flow))
-        vf_step_undo_files(flow);
-    else
+    note_moved(flow);
+    if (!vf_graft_sweep(flow))
         vf_end(flow, VF_REFUSED);
+    else if (gone)
+        vf_end(flow, vf_remove_names(flow) ? VF_OK : VF_REFUSED);
+    else
+        vf_step_undo_files(flow);
+}
+
+static void
+tidy(struct vf_flow *flow)
+{
+    put_away(flow, !(flow->engine.conditions & VF_IF_QEMU));
+}
+
+/* The same on the way back. The storage daemon of a stopped VM has been ended by then. */
+static void
+undo_files(struct vf_flow *flow)
+{
+    put_away(flow, flow->engine.conditions & VF_IF_STOPPED);
 }
 
 /* Beginning. */
@@ -193,6 +222,13 @@ accept(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++)
         named = named && name_current(flow, &flow->cuts[i]);
     vf_end(flow, named ? VF_OK : VF_REFUSED);
+}
+
+static void
+files(struct vf_flow *flow)
+{
+    note_moved(flow);
+    vf_step_undo_files(flow);
 }
 
 static void
@@ -288,7 +324,7 @@ drop_all(struct vf_flow *flow)
         const struct vf_cut *cut = &flow->cuts[i];
         VF_AUTO_FREE char *other = vf_joined_name(flow, cut, records);
 
-        if (!cut->elsewhere)
+        if (cut->merged)
             continue;
         if (other && !refresh_joined(flow, records, other))
             dropped = false;
@@ -313,11 +349,10 @@ tell_launchers(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
-        if (cut->elsewhere || !cut->merged || cut->naming != VF_NAMING_NEW_FILE)
-            continue;
-        vf_disks_moved(flow, cut->name, cut->names.sealed, cut->format);
-        vf_warn(flow, "disk %s is in %s again: start the VM with that, in format %s, from now on",
-                cut->name, cut->names.sealed, cut->format);
+        if (cut->merged && cut->naming == VF_NAMING_NEW_FILE)
+            vf_warn(flow,
+                    "disk %s is in %s again: start the VM with that, in format %s, from now on",
+                    cut->name, cut->names.sealed, cut->format);
     }
 }
 
@@ -404,15 +439,16 @@ static const struct vf_step steps[STEP_COUNT] = {
     [MERGE] = {.name = "merge",
                .title = "Merging",
                .start = vf_step_merge,
-               .owes = VF_OWE_CUT,
-               .sticky = VF_OWE_CUT,
+               .owes = VF_OWE_CUT | VF_OWE_FILES,
+               .sticky = VF_OWE_CUT | VF_OWE_FILES,
                .pays = VF_OWE_CUT,
                .budget_ms = DAY_MS,
                .next = FILES,
                .when = VF_IF_ONLINE},
     [FILES] = {.name = "files",
                .title = "Removing the merged images",
-               .start = vf_step_undo_files,
+               .start = files,
+               .pays = VF_OWE_FILES,
                .budget_ms = MINUTE_MS,
                .patience_ms = 5000,
                .pause_ms = 250,
@@ -421,9 +457,9 @@ static const struct vf_step steps[STEP_COUNT] = {
     [GRAFT] = {.name = "graft",
                .title = "Joining images",
                .start = graft,
-               .owes = VF_OWE_CUT,
-               .sticky = VF_OWE_CUT,
-               .pays = VF_OWE_CUT,
+               .owes = VF_OWE_CUT | VF_OWE_FILES,
+               .sticky = VF_OWE_CUT | VF_OWE_FILES,
+               .pays = VF_OWE_CUT | VF_OWE_FILES,
                .budget_ms = DAY_MS,
                .next = DROP},
     [DROP] = {.name = "drop",
@@ -448,6 +484,13 @@ static const struct vf_step steps[STEP_COUNT] = {
                     .budget_ms = MINUTE_MS,
                     .patience_ms = MINUTE_MS,
                     .pause_ms = 500},
+    [UNDO_FILES] = {.name = "undo-files",
+                    .title = "Removing what is merged already",
+                    .start = undo_files,
+                    .pays = VF_OWE_FILES,
+                    .budget_ms = MINUTE_MS,
+                    .patience_ms = 5000,
+                    .pause_ms = 250},
     [CLOSE] = {.name = "close",
                .title = "Closing the journal",
                .start = close_up,
@@ -457,6 +500,7 @@ static const struct vf_step steps[STEP_COUNT] = {
 
 static const struct vf_undo undos[] = {
     {VF_OWE_CUT, STOP_MERGE, 0},
+    {VF_OWE_FILES, UNDO_FILES, VF_OWE_CUT},
     {VF_OWE_RECORD, CLOSE, VF_OWE_CUT},
 };
 

@@ -95,7 +95,8 @@ vf_disks_note(struct vf_flow *flow)
     struct vmfrost_error ignored = {.code = VMFROST_OK};
     struct vf_plan plan;
 
-    if (!may_write(flow))
+    /* Of a VM that is not running nothing new is seen, and less than before. */
+    if ((flow->engine.conditions & VF_IF_STOPPED) || !may_write(flow))
         return;
     VF_AUTO_JSON struct json_object *left_out = vf_classes_left_out(flow, &ignored);
 

@@ -115,15 +115,21 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
     return true;
 }
 
-static void
-remove_all_names(struct vf_flow *flow)
+bool
+vf_remove_names(struct vf_flow *flow)
 {
     bool gone = true;
 
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!flow->cuts[i].elsewhere)
             gone &= remove_names(flow, &flow->cuts[i]);
-    vf_end(flow, gone ? VF_OK : VF_REFUSED);
+    return gone;
+}
+
+static void
+remove_all_names(struct vf_flow *flow)
+{
+    vf_end(flow, vf_remove_names(flow) ? VF_OK : VF_REFUSED);
 }
 
 static void dismiss_jobs(struct vf_flow *flow);
@@ -221,6 +227,8 @@ look_for_nodes(struct vf_flow *flow)
 void
 vf_step_undo_files(struct vf_flow *flow)
 {
+    if ((flow->engine.conditions & VF_IF_STOPPED) && !vf_qmp_ready(flow->qmp))
+        vf_daemon_stop(&flow->daemon); /* it cannot be asked to close anything */
     if (flow->qemu.pid && !vf_process_alive(flow->qemu))
         remove_all_names(flow); /* nodes and jobs went with the process */
     else

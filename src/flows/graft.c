@@ -167,8 +167,11 @@ next_name(const struct vf_flow *flow, const char *path)
 static bool
 refresh(struct vf_flow *flow, const char *snapshot, const char *path)
 {
-    return !snapshot || !path || !vf_record_exists(&flow->vm, snapshot) ||
-           vf_record_refresh(flow, snapshot, path);
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *record =
+        snapshot && path ? vf_record_load(&flow->vm, snapshot, &ignored) : NULL;
+
+    return !record || !vf_inode_of(path).number || vf_record_refresh(flow, snapshot, path);
 }
 
 static bool
@@ -214,6 +217,10 @@ turn_name(struct vf_flow *flow)
 
     if (vf_inode_equal(vf_inode_of(graft->upper), graft->lower_inode))
         return true;
+    /* Its locks are what keeps a VM from being started on the upper one. */
+    if (!is_online(flow) && !vf_process_alive(flow->qemu))
+        return vf_note(flow, VMFROST_UNREACHABLE, "disk %s: %s has ended", disk_name(flow),
+                       VF_DAEMON_NAME);
     if ((!vf_inode_equal(vf_inode_of(next), graft->lower_inode) &&
          !vf_link(graft->lower, next, graft->lower_inode, &flow->log, &error)) ||
         !vf_flip(next, graft->lower_inode, graft->upper, graft->upper_inode, &flow->log, &error)) {

@@ -195,7 +195,10 @@ name_overlay(struct vf_flow *flow, const struct vf_cut *cut)
     }
     if (cut->naming == VF_NAMING_NEW_FILE)
         return !final || journal_cut(flow, cut, "merge-running");
-    return vf_turn_to_overlay(flow, cut);
+    if (!vf_turn_to_overlay(flow, cut))
+        return false;
+    vf_guard_named(&flow->guard);
+    return true;
 }
 
 /* Ends the step with what went wrong, but first lets the VM go on and the name lead to the live
@@ -215,8 +218,8 @@ give_up(struct vf_flow *flow, enum vf_outcome outcome)
 {
     /* Once the name was turned for good, only a job that says it failed turns it back: a lost reply
      * to job-finalize may mean that the guest writes to the base by now. */
-    if (!flow->merge_final && vf_turn_to_overlay(flow, current(flow)))
-        vf_guard_named(&flow->guard);
+    if (!flow->merge_final)
+        name_overlay(flow, current(flow));
     flow->merge_outcome = outcome;
     if (flow->stopped && vf_qmp_ready(flow->qmp))
         vf_ask(flow, "cont", NULL, on_let_go);
@@ -401,11 +404,10 @@ on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
         vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
         return;
     }
-    if (!vf_turn_to_overlay(flow, cut)) {
+    if (!name_overlay(flow, cut)) {
         give_up(flow, VF_REFUSED);
         return;
     }
-    vf_guard_named(&flow->guard);
     if (flow->stopped)
         vf_ask(flow, "cont", NULL, on_gone_on);
     else
@@ -494,7 +496,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
         unsigned state = vf_job_state_bit(vf_json_string(vf_json_at(reply->value, i), "status"));
 
         vf_job_watch(flow, id);
-        if (!(state & (VF_JOB_PENDING | VF_JOB_CONCLUDED)) && !vf_turn_to_overlay(flow, cut))
+        if (!(state & (VF_JOB_PENDING | VF_JOB_CONCLUDED)) && !name_overlay(flow, cut))
             give_up(flow, VF_REFUSED);
         else if (flow->stopped)
             vf_ask(flow, "cont", NULL, on_gone_on);
@@ -502,7 +504,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
             vf_job_wait(flow, VF_JOB_READY | VF_JOB_PENDING, on_ready);
         return;
     }
-    if (!vf_turn_to_overlay(flow, cut)) /* an attempt before this one may have left it */
+    if (!name_overlay(flow, cut)) /* an attempt before this one may have left it */
         give_up(flow, VF_REFUSED);
     else if (has_stale_name(flow, cut))
         vf_ask(flow, "query-status", NULL, on_run_state);
@@ -577,18 +579,29 @@ turn_back_if_gone(struct vf_flow *flow)
             vf_turn_to_overlay(flow, &flow->cuts[i]);
 }
 
-/* Of a VM that is not running nobody has written to the overlays: the names are all there is. */
+/* Of a VM that is not running nobody has written to the overlays: the names are all there is. But
+ * when the daemon has ended, nobody holds the locks, and the VM may have been started since. */
 static void
 turn_back_stopped(struct vf_flow *flow)
 {
+    bool locked = vf_process_alive(flow->qemu);
+
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
-        if (vf_overlay_has_data(cut) ? !refuse_unmerged(flow, cut) : !vf_turn_to_base(flow, cut)) {
+        if (vf_overlay_has_data(cut) || (!locked && vf_is_open(flow, cut->overlay))) {
+            vf_note(flow, VMFROST_FAILED, "disk %s: the VM was started meanwhile, with %s",
+                    cut->name, cut->names.top ? cut->names.top : cut->names.overlay);
+            flow->engine.hopeless = true;
             vf_end(flow, VF_REFUSED);
             return;
         }
     }
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!vf_turn_to_base(flow, &flow->cuts[i])) {
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
     vf_end(flow, VF_OK);
 }
 
@@ -721,6 +734,12 @@ void
 vf_step_stop_merge(struct vf_flow *flow)
 {
     vf_side_leave(flow);
+    if (flow->engine.conditions & VF_IF_STOPPED) { /* all that the daemon is at ends with it */
+        vf_qmp_close(flow->qmp);
+        vf_daemon_stop(&flow->daemon);
+        vf_end(flow, VF_OK);
+        return;
+    }
     turn_back_if_gone(flow);
     vf_with_qemu(flow, look_and_stop);
 }

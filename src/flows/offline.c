@@ -157,6 +157,18 @@ vf_go_offline(struct vf_flow *flow, const char *words)
     return true;
 }
 
+bool
+vf_daemon_holds(struct vf_flow *flow)
+{
+    if (vf_process_alive(flow->qemu))
+        return true;
+    vf_refuse(
+        flow, VMFROST_UNREACHABLE,
+        "%s has ended, and the locks of the images with it: the VM may have been started since",
+        VF_DAEMON_NAME);
+    return false;
+}
+
 /* The images. */
 
 static struct json_object *

@@ -24,6 +24,8 @@ void vf_step_reach(struct vf_flow *flow);
  * could not be reached. */
 bool vf_go_offline(struct vf_flow *flow, const char *words);
 void vf_look_offline(struct vf_flow *flow);
+/* The daemon has held the locks of the stopped VM's images all the time; else the step ends. */
+bool vf_daemon_holds(struct vf_flow *flow);
 /* blockdev-add's options for an image with all that it builds on. Owned by the caller. */
 struct json_object *vf_image_options(const char *file, const char *format, const char *node);
 /* Gives the file the owner, the group and the mode of `model`; false with errno. */
@@ -108,6 +110,8 @@ void vf_step_flush_host(struct vf_flow *flow);
 
 /* files.c: taking away what was prepared, or merged. */
 void vf_step_undo_files(struct vf_flow *flow);
+/* The same of files and links alone, where no QEMU has nodes of them any more; false: not all. */
+bool vf_remove_names(struct vf_flow *flow);
 /* Some QEMU of this host has the file open. */
 bool vf_is_open(const struct vf_flow *flow, struct vf_inode inode);
 /* The sealed name stays, as a second name of the image that `other` leads to, as long as the QEMU

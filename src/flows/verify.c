@@ -126,11 +126,13 @@ on_looked(struct vf_flow *flow)
     vf_end(flow, VF_OK);
 }
 
-/* Without a QEMU the names and the headers are all there is. The daemon is ended first: closing an
- * image may still write to it. */
+/* Without a QEMU the names and the headers are all there is, and that the locks were held until
+ * they were turned. The daemon is ended first: closing an image may still write to it. */
 static void
 verify_stopped(struct vf_flow *flow)
 {
+    if (!vf_daemon_holds(flow))
+        return;
     vf_qmp_close(flow->qmp);
     vf_daemon_stop(&flow->daemon);
     for (size_t i = 0; i < flow->cut_count; i++)

@@ -51,7 +51,7 @@ vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
-        if (cut->naming != VF_NAMING_FLIP)
+        if (cut->naming != VF_NAMING_FLIP || cut->elsewhere)
             continue;
         names[plan.name_count++] = (struct vf_guard_name){
             .next = cut->names.next,
@@ -148,6 +148,8 @@ vf_step_cut(struct vf_flow *flow)
     flow->cut_begun = true;
     flow->evidence.cut_sent = vf_now_us();
     if (flow->engine.conditions & VF_IF_STOPPED) { /* nobody writes: turning the names is the cut */
+        if (!vf_daemon_holds(flow))
+            return;
         flow->evidence.cut = flow->evidence.cut_sent;
         vf_end(flow, VF_OK);
         return;

@@ -261,7 +261,7 @@ def delete_case(vm, point, method, variant, wrong):
     write_all(vm, 0, 1)
     vm.take("one", "--method", method)
     write_all(vm, 2, 1)
-    at = {"stop-merge": "merge.started", "close": "accept"}.get(point.rstrip("+"))
+    at = {"stop-merge": "merge.started", "undo-files": "merge.started", "close": "accept"}.get(point.rstrip("+"))
     tests = f"kill:{point}" if not at else f"stop:{at},kill:{point}"
     command = vm.start_vmfrost("delete", "@one", env={"VMFROST_TEST_AT": tests})
     if at:
@@ -328,7 +328,8 @@ VARIANTS = {
     "qemu, early": "QEMU dies at the same time",
     "again": "QEMU dies and is started again",
 }
-NEVER = {"undo-freeze", "thaw-late", "melt", "freeze", "thaw", "undo-doubt"}  # no agent, no doubt
+NEVER = {"undo-freeze", "thaw-late", "melt", "flush", "freeze", "thaw",
+         "undo-doubt"}  # no agent, no doubt
 
 
 def matrix(t, operation, case, attach, method, variants, chosen=None):

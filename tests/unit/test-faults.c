@@ -859,8 +859,11 @@ stop_merge_acts(const struct state *s, struct acts *acts)
 static void
 undo_files_acts(const struct state *s, struct acts *acts)
 {
+    const struct world *w = &s->world;
+    unsigned needed = deletes(s) ? w->cut | w->turned : 0; /* those that were not merged */
+
     for (unsigned disk = 1; disk <= ALL; disk <<= 1)
-        if ((s->world.files | s->world.next_overlay | s->world.next_base) & disk)
+        if ((w->files | w->next_overlay | w->next_base) & ~needed & disk)
             add(acts, REMOVE, disk);
 }
 
