@@ -356,20 +356,31 @@ vf_process_describe_qemu(pid_t pid)
     return qemu;
 }
 
-struct json_object *
-vf_process_find_qemus(void)
+/* The next process; 0 at the end. */
+static pid_t
+next_process(DIR *folder)
 {
-    struct json_object *qemus = json_object_new_array();
-    DIR *folder = opendir("/proc");
     struct dirent *entry;
 
     while (folder && (entry = readdir(folder))) {
         char *end;
         long pid = strtol(entry->d_name, &end, 10);
 
-        if (!isdigit((unsigned char)entry->d_name[0]) || *end || pid <= 0 || pid > INT_MAX)
-            continue;
-        struct json_object *qemu = vf_process_describe_qemu((pid_t)pid);
+        if (isdigit((unsigned char)entry->d_name[0]) && !*end && pid > 0 && pid <= INT_MAX)
+            return (pid_t)pid;
+    }
+    return 0;
+}
+
+struct json_object *
+vf_process_find_qemus(void)
+{
+    struct json_object *qemus = json_object_new_array();
+    DIR *folder = opendir("/proc");
+    pid_t pid;
+
+    while ((pid = next_process(folder))) {
+        struct json_object *qemu = vf_process_describe_qemu(pid);
 
         if (qemu)
             json_object_array_add(qemus, qemu);
@@ -377,4 +388,52 @@ vf_process_find_qemus(void)
     if (folder)
         closedir(folder);
     return qemus;
+}
+
+static bool
+is_among(pid_t pid, const pid_t *known, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (known[i] == pid)
+            return true;
+    return false;
+}
+
+/* Its name, if it is a program of QEMU's that has the file open. Owned by the caller. */
+static char *
+name_of_user(pid_t pid, struct vf_inode inode)
+{
+    VF_AUTO_FREE char *program = read_link(pid, "exe");
+    struct vf_opened opened;
+    char *name = program ? vf_strdup(vf_name_of(program)) : NULL;
+
+    if (name && vf_starts_with(name, "qemu-") && vf_process_opened(pid, inode, &opened) &&
+        (opened.read_only || opened.read_write)) {
+        vf_sanitize(name);
+        return name;
+    }
+    free(name);
+    return NULL;
+}
+
+struct json_object *
+vf_process_find_users(struct vf_inode inode, const pid_t *known, size_t count)
+{
+    struct json_object *users = json_object_new_array();
+    DIR *folder = opendir("/proc");
+    pid_t pid;
+
+    while ((pid = next_process(folder))) {
+        VF_AUTO_FREE char *name = is_among(pid, known, count) ? NULL : name_of_user(pid, inode);
+
+        if (!name)
+            continue;
+        struct json_object *user = vf_json_strings("name", name, NULL);
+
+        vf_json_add_int(user, "pid", pid);
+        json_object_array_add(users, user);
+    }
+    if (folder)
+        closedir(folder);
+    return users;
 }

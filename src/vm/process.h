@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "vm/names.h"
+
 /* A process id that cannot be mistaken after the kernel used it again. */
 struct vf_process {
     pid_t pid;        /* 0: not known */
@@ -27,6 +29,11 @@ bool vf_process_alive(struct vf_process process);
  * -qmp-pretty, -mon with -chardev (both spellings server=on and server), -name guest=. Owned by the
  * caller. */
 struct json_object *vf_process_find_qemus(void);
+
+/* Programs of QEMU's (qemu-system-*, qemu-storage-daemon, qemu-img, qemu-nbd, ...) that have the
+ * file open and can be looked at, but for those in `known`, as a JSON array of {"pid", "name"}.
+ * Owned by the caller. */
+struct json_object *vf_process_find_users(struct vf_inode inode, const pid_t *known, size_t count);
 
 /* The same object for one process; NULL if it is no such one, or cannot be looked at. */
 struct json_object *vf_process_describe_qemu(pid_t pid);

@@ -637,3 +637,48 @@ vf_tree_outsiders(const struct vf_tree *tree, size_t index, char **path_r)
         closedir(entries);
     return *path_r;
 }
+
+/* It does not begin like a qcow2 image, and can be read. */
+static bool
+is_other_format(const char *path)
+{
+    static const char magic[] = {'Q', 'F', 'I', '\xfb'};
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    char start[sizeof magic] = {0};
+
+    return fd >= 0 && pread(fd, start, sizeof start, 0) >= 0 &&
+           memcmp(start, magic, sizeof magic) != 0;
+}
+
+enum vf_builds
+vf_builds_on(const char *upper, const char *lower)
+{
+    const struct knowns none = {NULL, 0};
+    VF_CLEANUP(vf_tree_release) struct vf_tree tree = {0};
+    enum vf_builds builds = VF_BUILDS_NOT;
+    struct stat about;
+
+    if (stat(upper, &about) < 0)
+        return errno == ENOENT || errno == ENOTDIR ? VF_BUILDS_NOT : VF_BUILDS_PERHAPS;
+    if (!S_ISREG(about.st_mode) || is_other_format(upper))
+        return VF_BUILDS_NOT;
+    read_tree(&none, "", upper, "qcow2", &tree);
+    size_t at = find(&tree, lower, inode_behind(lower));
+
+    if (at != VF_NO_IMAGE && at != tree.current)
+        return VF_BUILDS_ON;
+    for (size_t i = 0; i < tree.count; i++) {
+        switch (tree.images[i].trouble) {
+        case VF_TROUBLE_UNREADABLE:
+        case VF_TROUBLE_LOOP:
+            builds = VF_BUILDS_PERHAPS;
+            break;
+        case VF_TROUBLE_NONE:
+        case VF_TROUBLE_MISSING:
+        case VF_TROUBLE_OTHER:
+        case VF_TROUBLE_DAMAGED:
+            break;
+        }
+    }
+    return builds;
+}

@@ -114,6 +114,15 @@ bool vf_tree_elsewhere(const struct vf_tree *tree);
  * owned by the caller, goes to `path_r`, else NULL. What lies in other folders cannot be known. */
 bool vf_tree_outsiders(const struct vf_tree *tree, size_t index, char **path_r);
 
+/* Whether the qcow2 file `upper`, which can be anybody's, builds on the image `lower`, directly or
+ * by others in between. */
+enum vf_builds {
+    VF_BUILDS_NOT, /* also: it is not there any more, or no qcow2 file */
+    VF_BUILDS_ON,
+    VF_BUILDS_PERHAPS, /* some image of its chain cannot be read */
+};
+enum vf_builds vf_builds_on(const char *upper, const char *lower);
+
 /* The absolute path of a backing file's name in the header of the image `path`, as QEMU finds it;
  * NULL if it is no file's name ("json:", "nbd:"), or relative to QEMU's own folder. Owned by the
  * caller. */

@@ -208,6 +208,12 @@ vf_program_start(struct ev_loop *loop, const char *const *arguments, vf_program_
     return program;
 }
 
+pid_t
+vf_program_pid(const struct vf_program *program)
+{
+    return program->pid;
+}
+
 /* If somebody else has waited for it, its number may be another's by now; its descriptor never
  * is. */
 static void

@@ -13,6 +13,7 @@
 
 #include <ev.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #include "util/error.h"
 #include "wire/outcome.h"
@@ -36,6 +37,9 @@ typedef void vf_program_fn(void *data, const struct vf_program_end *end);
 struct vf_program *vf_program_start(struct ev_loop *loop, const char *const *arguments,
                                     vf_program_fn *fn, void *data, bool *missing_r,
                                     struct vmfrost_error *error);
+
+/* Its process id while it runs; 0: it was waited for. */
+pid_t vf_program_pid(const struct vf_program *program);
 
 /* Kills it if it runs, and releases it. NULL does nothing. */
 void vf_program_stop(struct vf_program *program);

@@ -276,9 +276,63 @@ test_find(void)
     scratch_remove(folder);
 }
 
+/* A program of this name that has the file open as its input. */
+static pid_t
+start_user(const char *program, const char *file)
+{
+    VF_AUTO_FREE char *copy = vf_printf("cp /bin/sleep %s", program);
+    int ready[2];
+    char byte;
+
+    if (system(copy) != 0 || pipe2(ready, O_CLOEXEC) < 0)
+        return -1;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        int fd = open(file, O_RDONLY);
+
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        dup2(fd, STDIN_FILENO);
+        execl(program, "anything", "100", (char *)NULL);
+        _exit(1);
+    }
+    close(ready[1]);
+    ok(read(ready[0], &byte, 1) == 0, "%s runs", program);
+    close(ready[0]);
+    return pid;
+}
+
+static void
+test_users(void)
+{
+    char *folder = scratch_new();
+    VF_AUTO_FREE char *image = vf_printf("%s/image", folder);
+    VF_AUTO_FREE char *other_image = vf_printf("%s/other", folder);
+    VF_AUTO_FREE char *program = vf_printf("%s/qemu-nbd", folder);
+    VF_AUTO_FREE char *other_program = vf_printf("%s/cat", folder);
+
+    put_file(image, "one");
+    put_file(other_image, "two");
+    pid_t users[] = {start_user(program, image), 0};
+    pid_t reader = start_user(other_program, image);
+    VF_AUTO_JSON struct json_object *found = vf_process_find_users(vf_inode_of(image), NULL, 0);
+    VF_AUTO_JSON struct json_object *known = vf_process_find_users(vf_inode_of(image), users, 2);
+    VF_AUTO_JSON struct json_object *none =
+        vf_process_find_users(vf_inode_of(other_image), NULL, 0);
+
+    is_int((long long)vf_json_length(found), 1, "one program of QEMU's has it open");
+    is_str(vf_json_string(find(found, users[0]), "name"), "qemu-nbd", "it is named");
+    is_int((long long)vf_json_length(known), 0, "unless it is known");
+    is_int((long long)vf_json_length(none), 0, "no other image is used");
+    end(users[0]);
+    end(reader);
+    scratch_remove(folder);
+}
+
 int
 main(void)
 {
+    test_users();
     test_lines();
     test_odd_lines();
     test_identity();

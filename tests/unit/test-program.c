@@ -144,6 +144,7 @@ test_stop(void)
     struct vf_program *program = start("echo begun; exec sleep 100", &heard);
 
     run_loop(0.2);
+    ok(vf_program_pid(program) > 0 && kill(vf_program_pid(program), 0) == 0, "it runs");
     vf_program_stop(program);
     run_loop(0.1);
     is_int(heard.calls, 0, "one that was stopped tells nothing");

@@ -220,6 +220,55 @@ test_branches(void)
     vf_tree_release(&tree);
 }
 
+static enum vf_builds
+builds(const char *upper, const char *lower)
+{
+    VF_AUTO_FREE char *from = path_of(upper);
+    VF_AUTO_FREE char *to = path_of(lower);
+
+    return vf_builds_on(from, to);
+}
+
+/* Of a file of which no record knows anything. */
+static void
+test_builds_on(void)
+{
+    VF_AUTO_FREE char *clone = path_of("clone");
+
+    make_chain();
+    make("clone", "./web@a.qcow2", "qcow2");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_ON, "a clone builds on its image");
+    ok(builds("clone", "golden.raw") == VF_BUILDS_ON, "... and on what is below");
+    ok(builds("clone", "web@b.qcow2") == VF_BUILDS_NOT, "... not on what is above");
+    ok(builds("clone", "clone") == VF_BUILDS_NOT, "... nor on itself");
+    ok(builds("clone", "nowhere") == VF_BUILDS_NOT, "... nor on what is not there");
+    RUN("ln", "-s", "web@a.qcow2", "alias");
+    ok(builds("clone", "alias") == VF_BUILDS_ON, "by another name");
+    RUN("mv", "clone", "clone@x");
+    make("clone", "clone@x", "qcow2");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_ON, "with a snapshot of its own in between");
+    RUN("rm", "clone@x");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_NOT, "with nothing in between");
+    RUN("mkdir", "clone@x");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_PERHAPS, "with something odd in between");
+    RUN("rmdir", "clone@x");
+    put_file(clone, "no image");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_NOT, "no qcow2 image");
+    put_file(clone, "");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_NOT, "empty");
+    put_file(clone, "QFI\xfb and no more");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_PERHAPS, "a damaged one");
+    RUN("rm", "clone");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_NOT, "gone");
+    ok(builds("alias/clone", "web@a.qcow2") == VF_BUILDS_NOT, "gone with its folder");
+    RUN("ln", "-s", "clone", "clone");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_PERHAPS, "one that cannot be looked at");
+    RUN("rm", "clone", "alias");
+    RUN("mkdir", "clone");
+    ok(builds("clone", "web@a.qcow2") == VF_BUILDS_NOT, "a folder");
+    RUN("rmdir", "clone");
+}
+
 /* disk.raw is sealed under its own name; then names can be flipped, because the rest is qcow2. */
 static void
 test_new_file(void)
@@ -536,6 +585,7 @@ main(void)
     test_names();
     test_chain();
     test_branches();
+    test_builds_on();
     test_new_file();
     test_no_file();
     test_broken();
