@@ -274,6 +274,63 @@ VMFROST_API struct vmfrost_op *vmfrost_verify(struct vmfrost *context, const cha
                                               vmfrost_event_fn *event, vmfrost_done_fn *done,
                                               void *data);
 
+enum vmfrost_format {
+    VMFROST_FORMAT_QCOW2,
+    VMFROST_FORMAT_RAW,
+};
+
+struct vmfrost_export_options {
+    size_t size;
+    enum vmfrost_format format;
+    const char *disk; /* only this one; NULL: all of the snapshot's */
+    bool compress;    /* qcow2 alone: smaller, and slower */
+};
+#define VMFROST_EXPORT_OPTIONS_INIT                                                                \
+    {                                                                                              \
+        sizeof(struct vmfrost_export_options), VMFROST_FORMAT_QCOW2, NULL, false                   \
+    }
+
+/* Copies the disks of a snapshot to files that stand alone, and writes the checksum of each beside
+ * it, in the format of sha256sum(1), with ".sha256" behind its name; without sha256sum there is a
+ * warning instead. `dest` is the file for one disk, else a folder, in which each disk becomes
+ * NAME.qcow2 or NAME.raw: one that is there, or, with a slash at the end of its name, is made. A
+ * file that is there already is an error. The copies are the caller's, with the mode that the umask
+ * allows; each gets its name only when it is whole. Until then it is ".NAME.<16 hex digits>.part";
+ * one that a killed process has left is removed by the next export of the same name.
+ *
+ * Works on a VM that runs or not, and holds no lock of the VM's: other operations go on meanwhile,
+ * but for a deletion that would change the images that are read. Takes as long as copying does;
+ * `event` tells the progress.
+ *
+ * The document: {"vm", "name", "files": [{"disk", "path", "format", "size" (of the disk, in bytes),
+ * "allocated" (what the file takes up), "sha256" (absent if there is none)}], "warnings"}; none if
+ * it failed. */
+VMFROST_API struct vmfrost_op *vmfrost_export(struct vmfrost *context, const char *vm,
+                                              const char *snapshot, const char *dest,
+                                              const struct vmfrost_export_options *options,
+                                              vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                              void *data);
+
+struct vmfrost_clone_options {
+    size_t size;
+    const char *disk; /* only this one; NULL: all of the snapshot's */
+};
+#define VMFROST_CLONE_OPTIONS_INIT                                                                 \
+    {                                                                                              \
+        sizeof(struct vmfrost_clone_options), NULL                                                 \
+    }
+
+/* Makes an overlay on each image of a snapshot, for another VM: it begins with the snapshot's
+ * state, at once, and takes up only what is written to it. `dest` and the files are as for
+ * vmfrost_export(), in qcow2. The record tells of them ("clones"), and the snapshot cannot be
+ * deleted while one of them builds on it. The document is as for vmfrost_export(), without
+ * checksums. */
+VMFROST_API struct vmfrost_op *vmfrost_clone(struct vmfrost *context, const char *vm,
+                                             const char *snapshot, const char *dest,
+                                             const struct vmfrost_clone_options *options,
+                                             vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                             void *data);
+
 /* Asks a running operation to stop: it unwinds (thaws, tidies up) and then ends as failed. May
  * be called at any time before `done` fires, more than once. */
 VMFROST_API void vmfrost_cancel(struct vmfrost_op *op);

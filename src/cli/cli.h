@@ -53,6 +53,9 @@ enum cli_option {
     OPTION_RESET,
     OPTION_DISCARD,
     OPTION_KEEP_NAME,
+    OPTION_FORMAT,
+    OPTION_DISK,
+    OPTION_COMPRESS,
     OPTION__N,
 };
 
@@ -72,6 +75,7 @@ enum target {
     TARGET_VM_OR_ALL,   /* [VM] */
     TARGET_VM_SNAPSHOT, /* VM[@NAME] */
     TARGET_SNAPSHOT,    /* VM@NAME */
+    TARGET_SNAPSHOT_TO, /* VM@NAME DEST */
     TARGET_VM_DISK,     /* VM [DISK] */
     TARGET_ACTION,      /* [ACTION [WORD]...] */
     TARGET_WORDS,       /* anything, not looked at */
@@ -113,6 +117,8 @@ struct cli_options {
     struct vmfrost_snapshot_options snapshot;
     struct vmfrost_prune_options prune;
     struct vmfrost_restore_options restore;
+    struct vmfrost_export_options export;
+    struct vmfrost_clone_options clone;
     const char **exclude, **include;
     size_t exclude_count, include_count;
     enum { PERSISTENT_ASK, PERSISTENT_YES, PERSISTENT_NO } persistent;
@@ -124,6 +130,7 @@ struct cli {
     char *vm;           /* name or path; NULL: none was given */
     char *snapshot;     /* name; NULL: none was given */
     const char *disk;   /* NULL: none was given */
+    const char *dest;   /* of TARGET_SNAPSHOT_TO */
     const char **words; /* of TARGET_COMMAND, TARGET_ACTION, TARGET_WORDS and a command;
                            NULL-terminated */
     struct out out, err;
@@ -147,6 +154,7 @@ char *cli_words_for(const char *vm, const char *snapshot);
 extern const struct command command_discover, command_add, command_remove, command_status,
     command_check, command_snapshot, command_list, command_show, command_restore, command_delete,
     command_prune, command_with, command_freeze, command_thaw, command_recover, command_verify,
-    command_disk, command_storage, command_help, command_version, command_complete;
+    command_disk, command_storage, command_export, command_clone, command_help, command_version,
+    command_complete;
 
 #endif

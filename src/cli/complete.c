@@ -156,6 +156,7 @@ offer_target(struct cli *cli, const struct command *command, const char *start, 
             offer_vms(cli, start);
         return;
     case TARGET_SNAPSHOT:
+    case TARGET_SNAPSHOT_TO:
         offer_snapshots(cli, start, qmp);
         return;
     }
@@ -167,7 +168,7 @@ struct scan {
     const char *qmp;
     int pending;       /* the option whose value is to be completed; -1: none */
     bool only_targets; /* behind "--" */
-    bool has_target;
+    int targets;       /* words that are no options */
 };
 
 static void
@@ -201,7 +202,7 @@ scan_word(struct cli *cli, struct scan *scan, const char *word)
     } else if (!scan->command) {
         scan->command = command_find(word);
     } else {
-        scan->has_target = true;
+        scan->targets++;
     }
 }
 
@@ -241,8 +242,10 @@ run_complete(struct cli *cli)
         offer_commands(cli, *word);
     else if (scan.command->takes_command && scan.only_targets)
         out_raw(&cli->out, ":files\n");
-    else if (!scan.has_target)
+    else if (scan.targets == 0)
         offer_target(cli, scan.command, *word, scan.qmp);
+    else if (scan.targets == 1 && scan.command->target == TARGET_SNAPSHOT_TO)
+        out_raw(&cli->out, ":files\n");
     return VMFROST_OK;
 }
 

@@ -21,11 +21,12 @@
 #include "util/mem.h"
 
 const struct command *const commands[] = {
-    &command_discover, &command_add,   &command_remove,  &command_status, &command_check,
-    &command_snapshot, &command_list,  &command_show,    &command_verify, &command_restore,
-    &command_delete,   &command_prune, &command_with,    &command_freeze, &command_thaw,
-    &command_recover,  &command_disk,  &command_storage, &command_help,   &command_version,
-    &command_complete, NULL,
+    &command_discover, &command_add,      &command_remove,   &command_status,
+    &command_check,    &command_snapshot, &command_list,     &command_show,
+    &command_verify,   &command_restore,  &command_export,   &command_clone,
+    &command_delete,   &command_prune,    &command_with,     &command_freeze,
+    &command_thaw,     &command_recover,  &command_disk,     &command_storage,
+    &command_help,     &command_version,  &command_complete, NULL,
 };
 
 const struct command *
@@ -150,6 +151,8 @@ main(int count, char **words)
         .options.snapshot = VMFROST_SNAPSHOT_OPTIONS_INIT,
         .options.prune = VMFROST_PRUNE_OPTIONS_INIT,
         .options.restore = VMFROST_RESTORE_OPTIONS_INIT,
+        .options.export = VMFROST_EXPORT_OPTIONS_INIT,
+        .options.clone = VMFROST_CLONE_OPTIONS_INIT,
     };
 
     occupy_standard_files();

@@ -49,6 +49,9 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_RESET] = {"reset", 0, NULL},
     [OPTION_DISCARD] = {"discard", 0, NULL},
     [OPTION_KEEP_NAME] = {"keep-name", 0, "NAME"},
+    [OPTION_FORMAT] = {"format", 0, "qcow2|raw"},
+    [OPTION_DISK] = {"disk", 0, "DISK"},
+    [OPTION_COMPRESS] = {"compress", 0, NULL},
 };
 
 const struct option_use global_options[] = {
@@ -198,6 +201,17 @@ set_method(struct cli *cli, const char *value)
 }
 
 static bool
+set_format(struct cli *cli, const char *value)
+{
+    static const enum vmfrost_format choices[] = {VMFROST_FORMAT_QCOW2, VMFROST_FORMAT_RAW};
+    int choice = choose(cli, OPTION_FORMAT, value);
+
+    if (choice >= 0)
+        cli->options.export.format = choices[choice];
+    return choice >= 0;
+}
+
+static bool
 set_persistent(struct cli *cli, const char *value)
 {
     int choice = choose(cli, OPTION_PERSISTENT, value);
@@ -312,6 +326,14 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return true;
     case OPTION_KEEP_NAME:
         options->restore.keep_name = value;
+        return true;
+    case OPTION_FORMAT:
+        return set_format(cli, value);
+    case OPTION_DISK:
+        options->export.disk = options->clone.disk = value;
+        return true;
+    case OPTION_COMPRESS:
+        options->export.compress = true;
         return true;
     case OPTION__N:
         break;

@@ -352,6 +352,15 @@ print_conditions(struct out *out, struct json_object *record)
     table_print(&table, out);
 }
 
+static void
+print_clones(struct out *out, struct json_object *record)
+{
+    struct json_object *clones = vf_json_array(record, "clones");
+
+    for (size_t i = 0; i < vf_json_length(clones); i++)
+        print_field(out, "cloned to", text_or(vf_json_string(vf_json_at(clones, i), "path"), "?"));
+}
+
 void
 record_print(struct cli *cli, struct json_object *record)
 {
@@ -370,6 +379,7 @@ record_print(struct cli *cli, struct json_object *record)
     print_evidence(out, record);
     print_field(out, "QEMU", vf_json_string(qemu, "version"));
     print_volumes(out, record);
+    print_clones(out, record);
     print_launcher(out, record);
     print_conditions(out, record);
     print_warnings(cli, out, record);
@@ -378,12 +388,18 @@ record_print(struct cli *cli, struct json_object *record)
 void
 record_add_remark(struct table *table, struct json_object *record)
 {
+    size_t clones = vf_json_length(vf_json_array(record, "clones"));
+    const char *here = vf_json_bool(record, "current", false) ? "<- you are here" : "";
+    char count[FORMAT_SIZE];
+
     /* A Succeeded one was ready when it was written. */
     if (record_phase(record) == PHASE_SUCCEEDED && !vf_json_bool(record, "readyToUse", true))
         table_cell(table, STYLE_BAD, "an image of it is missing");
+    else if (clones > 0)
+        table_cell(table, STYLE_HINT, "%s%s%s", here, *here ? ", " : "",
+                   format_count((int64_t)clones, "clone", count));
     else
-        table_cell(table, STYLE_HINT, "%s",
-                   vf_json_bool(record, "current", false) ? "<- you are here" : "");
+        table_cell(table, STYLE_HINT, "%s", here);
 }
 
 void

@@ -81,10 +81,16 @@ set_snapshot(struct cli *cli, const char *name)
 }
 
 static bool
+wants_snapshot_of(const struct cli *cli)
+{
+    return cli->command->target == TARGET_SNAPSHOT || cli->command->target == TARGET_SNAPSHOT_TO;
+}
+
+static bool
 parse_vm(struct cli *cli, const char *word)
 {
     const char *at = at_sign(word);
-    bool wants_snapshot = cli->command->target == TARGET_SNAPSHOT;
+    bool wants_snapshot = wants_snapshot_of(cli);
 
     if (at == word) {
         report_usage(cli, "'%s' names no VM: write VM%s, or --qmp PATH", word, word);
@@ -112,7 +118,7 @@ parse_vm(struct cli *cli, const char *word)
 static bool
 parse_behind_qmp(struct cli *cli, const char *word)
 {
-    bool wants_snapshot = cli->command->target == TARGET_SNAPSHOT;
+    bool wants_snapshot = wants_snapshot_of(cli);
 
     cli->vm = vf_strdup(cli->options.qmp);
     if (!word && wants_snapshot) {
@@ -149,6 +155,17 @@ parse_new_name(struct cli *cli, const char *word)
     return true;
 }
 
+static bool
+has_dest(struct cli *cli)
+{
+    if (cli->command->target != TARGET_SNAPSHOT_TO || (cli->dest && *cli->dest))
+        return true;
+    VF_AUTO_FREE char *words = cli_words_for(cli->vm, cli->snapshot);
+
+    report_usage(cli, "where to? `vmfrost %s %s DEST`", cli->command->name, words);
+    return false;
+}
+
 bool
 target_parse(struct cli *cli, int count, char **words)
 {
@@ -167,6 +184,8 @@ target_parse(struct cli *cli, int count, char **words)
         cli->disk = words[count - 1];
         word = --count > 0 ? words[0] : NULL;
     }
+    if (target == TARGET_SNAPSHOT_TO && count > 1)
+        cli->dest = words[--count];
     if (count > 1) {
         report_usage(cli, "'%s' is one too many: `vmfrost %s` takes one at a time", words[1],
                      cli->command->name);
@@ -190,11 +209,10 @@ target_parse(struct cli *cli, int count, char **words)
     case TARGET_VM_OR_ALL:
     case TARGET_VM_SNAPSHOT:
     case TARGET_SNAPSHOT:
+    case TARGET_SNAPSHOT_TO:
     case TARGET_VM_DISK:
-        if (cli->options.qmp)
-            return parse_behind_qmp(cli, word);
-        if (word)
-            return parse_vm(cli, word);
+        if (cli->options.qmp || word)
+            return (cli->options.qmp ? parse_behind_qmp : parse_vm)(cli, word) && has_dest(cli);
         if (target == TARGET_VM_OR_ALL)
             return true;
         report_usage(cli, "which VM? Write its name, or --qmp PATH");

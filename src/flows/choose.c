@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "flows/clones.h"
 #include "flows/graft.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
@@ -148,6 +149,33 @@ above(const struct family *family, size_t index)
     return VF_NO_IMAGE;
 }
 
+/* A clone that the record tells of builds on the image: by its header, whatever the record says. */
+static bool
+is_cloned(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *clone)
+{
+    const char *path = vf_json_string(clone, "path"), *disk = vf_json_string(clone, "disk");
+
+    if (disk && strcmp(disk, cut->name) != 0)
+        return false;
+    switch (vf_clone_builds_on(clone, cut->names.sealed)) {
+    case VF_BUILDS_NOT:
+        return false;
+    case VF_BUILDS_ON:
+        vf_note(flow, VMFROST_FAILED, "disk %s: %s was cloned from this snapshot, and builds on it",
+                cut->name, path);
+        break;
+    case VF_BUILDS_PERHAPS:
+        vf_note(flow, VMFROST_FAILED,
+                "disk %s: %s was cloned from this snapshot, and whether it still builds on it "
+                "cannot be seen",
+                cut->name, path ? path : "something");
+        break;
+    }
+    vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '' %s)",
+              path ? path : "FILE");
+    return true;
+}
+
 /* Whether anything that is not the VM's own builds on the image. */
 static bool
 nobody_else_builds_on(struct vf_flow *flow, const struct vf_cut *cut, const struct family *family)
@@ -155,17 +183,9 @@ nobody_else_builds_on(struct vf_flow *flow, const struct vf_cut *cut, const stru
     struct json_object *clones = vf_json_array(flow->record, "clones");
     VF_AUTO_FREE char *path = NULL;
 
-    for (size_t i = 0; i < vf_json_length(clones); i++) {
-        const char *clone = vf_json_string(vf_json_at(clones, i), "path");
-
-        if (!clone || !vf_inode_of(clone).number)
-            continue;
-        vf_note(flow, VMFROST_FAILED, "disk %s: %s was cloned from this snapshot, and builds on it",
-                cut->name, clone);
-        vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '' %s)",
-                  clone);
-        return false;
-    }
+    for (size_t i = 0; i < vf_json_length(clones); i++)
+        if (is_cloned(flow, cut, vf_json_at(clones, i)))
+            return false;
     if (!vf_tree_outsiders(&family->tree, family->sealed, &path))
         return true;
     vf_note(flow, VMFROST_FAILED, "disk %s: %s builds on %s", cut->name, path, cut->names.sealed);
@@ -426,6 +446,30 @@ vf_joined_name(const struct vf_flow *flow, const struct vf_cut *cut, struct json
     return NULL;
 }
 
+/* The image is written to, which is refused while anybody else has it open: an export, a backup,
+ * the VM of a clone. QEMU's lock would keep us from it, too, but only when the snapshot is none any
+ * more.
+ */
+static bool
+nobody_else_uses(struct vf_flow *flow, const struct vf_cut *cut, const struct vf_image *image)
+{
+    const pid_t known[] = {flow->qemu.pid, flow->daemon.pid, flow->side.qemu.pid,
+                           flow->side.daemon.pid};
+    VF_AUTO_JSON struct json_object *users =
+        vf_process_find_users(image->inode, known, sizeof known / sizeof *known);
+    const char *name = vf_json_string(vf_json_at(users, 0), "name");
+    int64_t pid = 0;
+
+    if (!name || !vf_json_int(vf_json_at(users, 0), "pid", &pid))
+        return true;
+    vf_note(flow, VMFROST_FAILED,
+            "disk %s: %s (process %lld) has %s open, which would be written to", cut->name, name,
+            (long long)pid, image->path);
+    vf_advise(flow, "delete the snapshot when that has ended: an export, a backup, or the VM of a "
+                    "clone");
+    return false;
+}
+
 static bool
 choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
 {
@@ -448,6 +492,9 @@ choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
         if (!image_at(family, child)->own)
             return refuse(flow, cut, "an image that is none of this VM's builds on it",
                           "see `vmfrost verify`");
+        if (!nobody_else_uses(flow, cut,
+                              image_at(family, way == VF_GRAFT_DOWN ? family->sealed : child)))
+            return false;
         if (way == VF_GRAFT_DOWN && child == tree->current && family->disk && !is_stopped(flow)) {
             /* A client that connects while the merge is pending is not held back with the guest. */
             if (vf_graph_has_export(flow->facts.graph, family->disk->node))

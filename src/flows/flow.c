@@ -13,6 +13,7 @@
 
 #include "flows/graft.h"
 #include "flows/steps.h"
+#include "flows/using.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
@@ -223,6 +224,7 @@ dispose(struct vf_flow *flow)
     ev_timer_stop(flow->loop, &flow->done_timer);
     vf_job_forget(flow);
     vf_side_leave(flow);
+    vf_using_release(flow);
     vf_qmp_free(flow->side.qmp);
     vf_qmp_free(flow->qmp);
     vf_daemon_stop(&flow->daemon);

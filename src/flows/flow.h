@@ -42,6 +42,7 @@ enum {
     VF_OWE_MIRROR = 1 << 6, /* restore: jobs that lead to the restored disks */
     VF_OWE_TURN = 1 << 7,   /* restore: names lead to the restored disks, QEMU perhaps not */
     VF_OWE_RESET = 1 << 8,  /* restore: the guest must not go on on other disks */
+    VF_OWE_PARTS = 1 << 9,  /* export, clone: files that are not whole */
 };
 
 /* Conditions. */
@@ -131,6 +132,7 @@ struct vf_batch {
 
 struct vf_pending;
 struct vf_graft;
+struct vf_using;
 
 struct vf_flow {
     /* The caller fills in (strings are owned by the flow): */
@@ -232,6 +234,7 @@ struct vf_flow {
     bool job_all;  /* `job` is how the ids of all jobs begin that are waited for */
     bool job_news; /* one of them has come to another state since they were asked for */
     struct vf_restore restore;
+    struct vf_using *using; /* export, clone: using.h; else NULL */
     struct vf_batch batch;
     const char *event; /* the name of the event that is waited for; NULL: none */
     vf_flow_fn *on_event_came;

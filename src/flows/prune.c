@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include "flows/clones.h"
 #include "store/journal.h"
 #include "util/cleanup.h"
 #include "util/json.h"
@@ -65,6 +66,8 @@ vf_prune_plan(struct vf_store *store, const char *name, const struct vmfrost_pru
     records = vf_record_list(&vm, error);
     if (!records)
         return NULL;
+    for (size_t i = 0; i < vf_json_length(records); i++)
+        vf_clones_settle(vf_json_at(records, i));
     VF_AUTO_JSON struct json_object *plan = vf_retention_plan(records, &rules, now_ms());
     struct json_object *document = vf_json_strings("vm", vm.name, NULL);
 

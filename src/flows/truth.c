@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "flows/clones.h"
 #include "flows/steps.h"
 #include "store/disks.h"
 #include "util/cleanup.h"
@@ -168,6 +169,7 @@ vf_truth_complete(const struct vf_vm *vm, struct json_object *records)
 
         for (size_t k = 0; name && k < forest.count; k++)
             doubt(record, &forest.trees[k]);
+        vf_clones_settle(record);
         vf_json_add(record, "parent", parent ? json_object_new_string(parent) : NULL);
         vf_json_add_bool(record, "current", current && name && strcmp(current, name) == 0);
     }

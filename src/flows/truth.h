@@ -20,7 +20,9 @@ struct vf_flow;
  *     "parent": the name of the snapshot whose image this one's builds on; null: none;
  *     "current": whether the VM's present state builds on this one directly;
  *     "readyToUse": false, and the condition "Ready" with a reason, if an image that it needs is
- * not in its place any more. Never to be saved. */
+ * not in its place any more;
+ *     "clones": only those that still build on it.
+ * Never to be saved. */
 void vf_truth_complete(const struct vf_vm *vm, struct json_object *records);
 
 /* One record, completed; NULL with the reason, as vf_record_load(). Owned by the caller. */

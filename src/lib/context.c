@@ -16,6 +16,7 @@
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "flows/truth.h"
+#include "flows/using.h"
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
@@ -345,6 +346,49 @@ vmfrost_verify(struct vmfrost *context, const char *vm, vmfrost_event_fn *event,
                vmfrost_done_fn *done, void *data)
 {
     return go(make(context, &vf_verify_table, vm, event, done, data));
+}
+
+struct vmfrost_op *
+vmfrost_export(struct vmfrost *context, const char *vm, const char *snapshot, const char *dest,
+               const struct vmfrost_export_options *options, vmfrost_event_fn *event,
+               vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_export_table, vm, event, done, data);
+    struct vmfrost_export_options taken = VMFROST_EXPORT_OPTIONS_INIT;
+
+    if (options)
+        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    take_name(flow, snapshot);
+    flow->using = vf_using_new(dest, taken.disk);
+    flow->using->sums = true;
+    flow->using->compress = taken.compress;
+    switch (taken.format) {
+    case VMFROST_FORMAT_QCOW2:
+        break;
+    case VMFROST_FORMAT_RAW:
+        flow->using->raw = true;
+        flow->using->extension = "raw";
+        if (taken.compress)
+            vf_fail(&flow->error, VMFROST_USAGE, "a raw image cannot be compressed");
+        break;
+    }
+    return go(flow);
+}
+
+struct vmfrost_op *
+vmfrost_clone(struct vmfrost *context, const char *vm, const char *snapshot, const char *dest,
+              const struct vmfrost_clone_options *options, vmfrost_event_fn *event,
+              vmfrost_done_fn *done, void *data)
+{
+    struct vf_flow *flow = make(context, &vf_clone_table, vm, event, done, data);
+    struct vmfrost_clone_options taken = VMFROST_CLONE_OPTIONS_INIT;
+
+    if (options)
+        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    flow->changes = true;
+    take_name(flow, snapshot);
+    flow->using = vf_using_new(dest, taken.disk);
+    return go(flow);
 }
 
 struct vmfrost_op *

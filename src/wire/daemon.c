@@ -89,8 +89,7 @@ find_program(struct vmfrost_error *error)
     path = search(VF_DAEMON_NAME);
     if (path)
         return path;
-    vf_fail(error, VMFROST_FAILED,
-            "%s is not installed, which works on the images of a VM that does not run",
+    vf_fail(error, VMFROST_FAILED, "%s is not installed, which works on images for vmfrost",
             VF_DAEMON_NAME);
     vf_hint(error,
             "Install it (Debian: qemu-system-common, Fedora: qemu-img), or give its path in %s.",

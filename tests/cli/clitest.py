@@ -17,7 +17,7 @@ FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
 COMMANDS = ["discover", "add", "remove", "status", "check", "snapshot", "list", "show", "verify",
-            "restore", "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "storage",
+            "restore", "export", "clone", "delete", "prune", "with", "freeze", "thaw", "recover", "disk", "storage",
             "help", "version"]
 
 _count = 0

@@ -30,6 +30,9 @@ OPERATING = [
     (["check", "nobody", "--json"], None),
     (["delete", "nobody@never", "--json"], None),
     (["restore", "nobody@never", "--json"], None),
+    (["export", "nobody@never", "/no/where", "--json"], None),
+    (["export", "nobody@never", "--json"], 2),
+    (["clone", "nobody@never", "/no/where", "--json"], None),
     (["verify", "nobody", "--json"], None),
     (["verify", "--json"], 2),
     (["freeze", "nobody", "--json"], None),
@@ -78,5 +81,5 @@ for command in ("recover", "prune"):
     same(Run(command, "--all", "--json").out, "", f"{command} --all of nothing has no lines")
 ok(isinstance((Run("discover", "--json").json() or {}).get("machines"), list),
    "discover --json has machines")
-same(len(COMMANDS), 20, "a new command needs a line here")
+same(len(COMMANDS), 22, "a new command needs a line here")
 done()

@@ -132,9 +132,7 @@ test_missing(void)
     unsetenv(VF_DAEMON_ENV);
     setenv("PATH", folder, 1);
     ok(!start(), "not installed");
-    is_str(error.text,
-           "qemu-storage-daemon is not installed, which works on the images of a VM that does not "
-           "run",
+    is_str(error.text, "qemu-storage-daemon is not installed, which works on images for vmfrost",
            "is said");
     has_str(error.next, "Debian: qemu-system-common", "and what to install");
     ok(daemon_.pid == 0 && daemon_.monitor == -1 && daemon_.words_fd == -1, "nothing is left");

@@ -2536,6 +2536,8 @@ main(void)
     check_table(&vf_recover_table);
     check_table(&vf_restore_table);
     check_table(&vf_restore_recover_table);
+    check_table(&vf_export_table);
+    check_table(&vf_clone_table);
     agent_answers = no_agent_is_there;
     play("snapshot without an agent", &vf_snapshot_table, nothing, 0);
     play("snapshot without an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);
