@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/options.h"
 #include "cli/report.h"
@@ -64,18 +65,38 @@ at_sign(const char *word)
     return at && !strchr(at, '/') ? at : NULL;
 }
 
+/* "web@be/fore" is no path, but a bad name of a snapshot: the name; NULL: it is something else. */
+static const char *
+name_with_slash(const char *word)
+{
+    const char *at = strchr(word, '@'), *slash = strchr(word, '/');
+
+    if (!at || !slash || at > slash || at == word || access(word, F_OK) == 0)
+        return NULL;
+    VF_AUTO_FREE char *vm = strndup(word, (size_t)(at - word));
+
+    return vf_valid_name(vm) ? at + 1 : NULL;
+}
+
+static bool
+is_name(struct cli *cli, const char *name, const char *of)
+{
+    if (vf_valid_name(name))
+        return true;
+    report_usage(cli,
+                 "'%s' cannot be the name of a %s: 1 to 64 of A-Z a-z 0-9 . _ + -, beginning with "
+                 "none of . and -",
+                 name, of);
+    return false;
+}
+
 static bool
 set_snapshot(struct cli *cli, const char *name)
 {
     if (!*name)
         return report_usage(cli, "the snapshot's name is missing behind the '@'"), false;
-    if (!vf_valid_name(name)) {
-        report_usage(cli,
-                     "'%s' cannot be the name of a snapshot: 1 to 64 of A-Z a-z 0-9 . _ + -, "
-                     "beginning with none of . and -",
-                     name);
+    if (!is_name(cli, name, "snapshot"))
         return false;
-    }
     cli->snapshot = vf_strdup(name);
     return true;
 }
@@ -91,12 +112,15 @@ parse_vm(struct cli *cli, const char *word)
 {
     const char *at = at_sign(word);
     bool wants_snapshot = wants_snapshot_of(cli);
+    bool takes_snapshot = wants_snapshot || cli->command->target == TARGET_VM_SNAPSHOT;
 
     if (at == word) {
         report_usage(cli, "'%s' names no VM: write VM%s, or --qmp PATH", word, word);
         return false;
     }
-    if (at && !wants_snapshot && cli->command->target != TARGET_VM_SNAPSHOT) {
+    if (takes_snapshot && !at && name_with_slash(word))
+        return set_snapshot(cli, name_with_slash(word));
+    if (at && !takes_snapshot) {
         report_usage(cli, "`vmfrost %s` takes a VM, not a snapshot: write '%.*s'",
                      cli->command->name, (int)(at - word), word);
         return false;
@@ -106,12 +130,9 @@ parse_vm(struct cli *cli, const char *word)
                      cli->command->name, word, word);
         return false;
     }
-    if (!target_is_path(word) && !at && !vf_valid_name(word)) {
-        report_usage(cli, "'%s' cannot be the name of a VM", word);
-        return false;
-    }
     cli->vm = at ? strndup(word, (size_t)(at - word)) : vf_strdup(word);
-    return !at || set_snapshot(cli, at + 1);
+    return (target_is_path(cli->vm) || is_name(cli, cli->vm, "VM")) &&
+           (!at || set_snapshot(cli, at + 1));
 }
 
 /* With --qmp, the word can only be the snapshot: "@NAME" or "NAME". */
@@ -144,15 +165,8 @@ parse_behind_qmp(struct cli *cli, const char *word)
 static bool
 parse_new_name(struct cli *cli, const char *word)
 {
-    if (!vf_valid_name(word)) {
-        report_usage(cli,
-                     "'%s' cannot be the name of a VM: 1 to 64 of A-Z a-z 0-9 . _ + -, beginning "
-                     "with none of . and -",
-                     word);
-        return false;
-    }
     cli->vm = vf_strdup(word);
-    return true;
+    return is_name(cli, word, "VM");
 }
 
 static bool
