@@ -229,7 +229,9 @@ struct vmfrost_restore_options {
  * image, which stays, so that it can be restored again. Disks that the snapshot does not have are
  * left alone. A deadline and vmfrost_cancel() count until the first of the disks' names is turned;
  * from there on it is finished, and if QEMU does not let it, the VM is left stopped and the result
- * is VMFROST_UNVERIFIED: whoever starts the VM anew starts the restored disks.
+ * is VMFROST_UNVERIFIED: whoever starts the VM anew starts the restored disks. A VM that is not
+ * running is restored as well; one that is, only with `reset`. `snapshot` of the result is
+ * VMFROST_SNAPSHOT_TAKEN if the present state was kept.
  *
  * The document: {"vm", "name", "kept" (absent if nothing was), "online" (a running VM was restored
  * in place), "launcherMustChange", "disks": [{"name", "current", "image"}] (what the VM runs on

@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "flows/history.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/json.h"

@@ -17,7 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
 #include "util/cleanup.h"
@@ -122,22 +121,17 @@ same_path(const char *a, const char *b)
 static bool
 was_cut(const struct vf_cut *target, const struct vf_disk *disk, const struct present *present)
 {
+    if (!present->placed)
+        return false;
     if (target->naming == VF_NAMING_FLIP)
-        return present->placed && same_path(present->place.path, target->names.top);
-    return (present->placed && same_path(present->place.path, target->names.overlay)) ||
+        return same_path(present->place.path, target->names.top);
+    return same_path(present->place.path, target->names.overlay) ||
            same_path(disk->name, target->name);
 }
 
 static bool
-find_disk(struct vf_flow *flow, const struct choice *choice, size_t target, size_t *index_r)
+not_there(struct vf_flow *flow, const struct choice *choice, const struct vf_cut *cut)
 {
-    const struct vf_cut *cut = &choice->targets[target];
-
-    for (size_t i = 0; i < choice->count; i++) {
-        *index_r = i;
-        if (was_cut(cut, &flow->plan.disks[i], &choice->presents[i]))
-            return true;
-    }
     for (size_t i = 0; i < choice->count; i++) {
         struct vmfrost_error error = choice->presents[i].error;
 
@@ -150,6 +144,24 @@ find_disk(struct vf_flow *flow, const struct choice *choice, size_t target, size
             cut->names.top ? cut->names.top : cut->names.overlay);
     vf_advise(flow, "plug it in, or start the VM with it, and restore then");
     return false;
+}
+
+static bool
+find_disk(struct vf_flow *flow, struct choice *choice, size_t target)
+{
+    const struct vf_cut *cut = &choice->targets[target];
+
+    for (size_t i = 0; i < choice->count; i++) {
+        bool taken = false;
+
+        for (size_t k = 0; k < target; k++)
+            taken |= choice->disks[k] == i;
+        if (taken || !was_cut(cut, &flow->plan.disks[i], &choice->presents[i]))
+            continue;
+        choice->disks[target] = i;
+        return true;
+    }
+    return not_there(flow, choice, cut);
 }
 
 static void
@@ -253,8 +265,8 @@ disk_allows(struct vf_flow *flow, const struct vf_cut *target, const struct vf_d
     if (online && place->naming == VF_NAMING_NEW_FILE) {
         vf_note(flow, VMFROST_FAILED, "disk %s: it cannot be restored while the VM runs: %s",
                 disk->name, place->why);
-        vf_advise(flow, "stop the VM, restore it then, and have its launcher start the new file "
-                        "that is told then");
+        vf_advise(flow, "put that right; or stop the VM, restore it then, and have its launcher "
+                        "start the new file that is told then");
         return false;
     }
     if (vf_graph_has_export(flow->facts.graph, disk->root) ||
@@ -337,7 +349,7 @@ choose_disks(struct vf_flow *flow, struct choice *choice)
     if (!read_targets(flow, choice))
         return false;
     for (size_t i = 0; i < choice->target_count; i++) {
-        if (!find_disk(flow, choice, i, &choice->disks[i]))
+        if (!find_disk(flow, choice, i))
             return false;
         json_object_array_add(names,
                               json_object_new_string(flow->plan.disks[choice->disks[i]].name));
@@ -456,7 +468,8 @@ vf_restore_turn(struct vf_flow *flow)
 
     for (size_t i = 0; turned && i < flow->cut_count; i++)
         turned = vf_turn_to_overlay(flow, &flow->cuts[i]);
-    vf_guard_named(&flow->guard);
+    if (turned)
+        vf_guard_named(&flow->guard);
     for (size_t i = 0; turned && i < flow->cut_count; i++)
         if (vf_sync_folder_of(flow->cuts[i].names.overlay) < 0)
             vf_warn(flow, "cannot make the folder of %s durable: %s", flow->cuts[i].names.overlay,
@@ -563,6 +576,8 @@ vf_step_restored(struct vf_flow *flow)
 {
     bool done = true;
 
+    if (vf_failed(&flow->error)) /* what could not be tidied up is no failure of the restore */
+        vf_absolve(flow);
     if (flow->restore.keep)
         done = write_record(flow);
     done = done && settle_links(flow);
@@ -586,8 +601,6 @@ static void
 close_up(struct vf_flow *flow)
 {
     if (flow->restore.turned && !(flow->engine.owed & ~(unsigned)VF_OWE_RECORD)) {
-        if (vf_failed(&flow->error))
-            vf_absolve(flow);
         flow->engine.cause = VF_CAUSE_NONE;
         vf_step_restored(flow);
         return;

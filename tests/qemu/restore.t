@@ -507,6 +507,38 @@ def interrupted(t):
         t.is_(wrong, [], f"Ctrl-C at {point}: {'it is finished' if restored else 'all is undone'}")
 
 
+def dies(t):
+    """QEMU dies while vmfrost goes on."""
+    for point, restored in (("overlays+", False), ("guard+", False), ("halt+", False),
+                            ("mirror+", False), ("flip+", True), ("pivot", True),
+                            ("pivot+", True), ("reset", True), ("reset+", True), ("go-on+", True),
+                            ("tidy", True), ("tidy+", True), ("record", True)):
+        wrong = []
+        with Qemu(words_for("blockdev"), IMAGES) as vm:
+            write_all(vm, 1, 0)
+            vm.take("one")
+            write_all(vm, 2, 0)
+            command = vm.stop_at(point, "restore", "@one", "--reset", "--keep-name", "kept")
+            vm.kill()
+            command.signal(signal.SIGCONT)
+            while command.process.poll() is None:  # another attempt stops there, too
+                if lab_state(command.pid) == "T":
+                    command.signal(signal.SIGCONT)
+                time.sleep(0.005)
+            out = finish(command)
+            there = ["one", "kept"] if restored else ["one"]
+            if (out.code == 0) != restored or vm.journal():
+                wrong.append(f"exit {out.code}: {out.error} {out.next}, {vm.journal()}")
+            if restored and point not in ("tidy+", "record") and not any(
+                    "QEMU has ended" in line for line in out.document["warnings"]):
+                wrong.append(f"warnings: {out.document['warnings']}")
+            wrong += content(vm, [1 if restored else 2])
+            vm.start()
+            vm.vmfrost("recover")
+            wrong += content(vm, [1 if restored else 2]) + stray(vm, there)
+        t.is_(wrong, [], f"QEMU dies at {point}: {'it is restored' if restored else 'nothing is'}")
+
+
 def busy(vm, disk="data"):
     """Somebody cancels the change of a disk, and keeps it busy with a job of his own."""
     job = next(job for job in vm.jobs() if job.endswith("-1"))
@@ -1018,7 +1050,7 @@ def implicit(t):
 
 
 def main():
-    tests = (kinds, modes, states, raw, colons, threes, refusals, not_opened, interrupted, resisted,
+    tests = (kinds, modes, states, raw, colons, threes, refusals, not_opened, interrupted, dies, resisted,
              killed, parted, implicit, offline, killed_offline, new_files)
     with Tap() as t:
         for test in tests:
