@@ -750,7 +750,7 @@ def killed(t):
             step = point.rstrip("+")
             if step in ("connect", "look", "choose", "undo-turn", "undo-reset"):
                 continue
-            if not FULL and (attach == "blockdev" or variant in ("before", "twice")) and \
+            if not FULL and (attach == "blockdev" or variant in ("qemu", "before", "twice")) and \
                     point not in ("overlays+", "halt+", "mirror.ready", "flip.first", "flip+",
                                   "pivot+", "pivot.done", "reset+", "go-on+", "record.saved"):
                 continue

@@ -53,6 +53,9 @@ test_nodes(void)
     ok(vf_graph_in_use(graph, "web-file"), "a node uses it");
     ok(!vf_graph_in_use(graph, "idle"), "only the monitor uses it");
     ok(!vf_graph_in_use(graph, "gone"), "nothing uses what is not there");
+    ok(vf_graph_has_device(graph, "web"), "... itself");
+    ok(!vf_graph_has_device(graph, "web-file"), "... and not the one below");
+    ok(!vf_graph_has_device(graph, "idle") && !vf_graph_has_device(graph, "gone"), "nor these");
     ok(!vf_graph_has_job(graph, "web"), "no job");
     is_str(vf_graph_job_near(graph, "web"), NULL, "no job near");
     ok(vf_graph_backend_writes(graph, "/machine/peripheral/vd0/virtio-backend"), "it writes");
@@ -69,6 +72,7 @@ test_others(void)
     ok(!vf_graph_backend_writes(removable, "rw-cd"), "a CD-ROM does not write");
     ok(vf_graph_backend_writes(removable, "rm"), "a removable hard disk does");
     ok(vf_graph_has_export(exported, "web"), "an export");
+    ok(vf_graph_has_device(exported, "web"), "... beside a device");
 }
 
 static void

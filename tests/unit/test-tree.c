@@ -508,6 +508,36 @@ test_forest(void)
     vf_forest_release(&forest);
 }
 
+/* Of a restore, the overlay does not build on the image that was sealed. */
+static void
+test_below(void)
+{
+    VF_AUTO_FREE char *below = path_of("web@a.qcow2");
+    struct vf_cut cut;
+
+    make_chain();
+    struct json_object *document = vf_json_at(vf_json_array(vf_json_at(records, 2), "cuts"), 0);
+
+    ok(vf_cut_parse(&cut, document) && !cut.below, "mostly, it does");
+    is_str(vf_cut_backing_format(&cut), cut.format, "its header has the format of that");
+    is_int(vf_cut_overlay_size(&cut), cut.size, "... and its size is the same");
+    cut.below = vf_strdup(below);
+    cut.below_format = vf_strdup("raw");
+    cut.below_inode = vf_inode_of(below);
+    cut.below_size = 4711 * 512;
+    VF_AUTO_JSON struct json_object *kept = vf_cut_json(&cut);
+
+    vf_cut_release(&cut);
+    ok(vf_cut_parse(&cut, kept), "what it builds on is kept");
+    is_str(cut.below, below, "... its name");
+    ok(vf_inode_equal(cut.below_inode, vf_inode_of(below)), "... its inode");
+    is_str(vf_cut_backing_format(&cut), "raw", "... its format");
+    is_int(vf_cut_overlay_size(&cut), 4711 * 512, "... its size");
+    vf_cut_release(&cut);
+    json_object_object_del(kept, "belowSize");
+    ok(!vf_cut_parse(&cut, kept), "half of that is nothing");
+}
+
 /* What a record keeps of a sealed image, so that a later look can tell whether it was written to.
  */
 static void
@@ -592,6 +622,7 @@ main(void)
     test_hostile();
     test_deep();
     test_forest();
+    test_below();
     test_refresh();
     json_object_put(records);
     scratch_remove(folder);
