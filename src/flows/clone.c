@@ -67,8 +67,8 @@ on_closed(struct vf_flow *flow, const struct vf_reply *reply)
 {
     if (!went_well(flow, reply, "cannot close"))
         return;
-    struct json_object *options =
-        vf_image_options(vf_using_current(flow)->file.part, "qcow2", IMAGE_NODE);
+    VF_AUTO_FREE char *name = vf_copy_name(vf_using_current(flow));
+    struct json_object *options = vf_image_options(name, "qcow2", IMAGE_NODE);
 
     vf_json_add_bool(options, "read-only", true);
     vf_ask(flow, "blockdev-add", options, on_opened);
@@ -106,9 +106,10 @@ link_next(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
+    VF_AUTO_FREE char *name = vf_copy_name(vf_using_current(flow));
+
     vf_ask(flow, "blockdev-add",
-           vf_json_strings("driver", "file", "node-name", FILE_NODE, "filename",
-                           vf_using_current(flow)->file.part, NULL),
+           vf_json_strings("driver", "file", "node-name", FILE_NODE, "filename", name, NULL),
            on_file_opened);
 }
 

@@ -274,9 +274,11 @@ copy_next(struct vf_flow *flow)
                   current_cut(flow)->name, copy->file.path, strerror(errno));
         return;
     }
+    VF_AUTO_FREE char *name = vf_copy_name(copy);
+
     vf_ask(flow, "blockdev-add",
-           vf_json_strings("driver", "file", "node-name", FILE_NODE, "filename", copy->file.part,
-                           "discard", "unmap", NULL),
+           vf_json_strings("driver", "file", "node-name", FILE_NODE, "filename", name, "discard",
+                           "unmap", NULL),
            on_file_opened);
 }
 
@@ -337,17 +339,13 @@ on_look(struct ev_loop *loop, ev_timer *watcher, int revents)
     vf_progress(flow, from + (to - from) * (double)position / (double)about.st_size);
 }
 
-/* The program's line begins with the sum, or, if there is something odd in the name, with a
- * backslash before it. */
 static bool
 take_sum(struct vf_copy *copy, const struct vf_program_end *end)
 {
-    const char *sum = end->out[0] == '\\' ? end->out + 1 : end->out;
-
-    if (end->status > 0 || strspn(sum, "0123456789abcdef") != SHA256_LENGTH ||
-        sum[SHA256_LENGTH] != ' ')
+    if (end->status > 0 || strspn(end->out, "0123456789abcdef") != SHA256_LENGTH ||
+        end->out[SHA256_LENGTH] != ' ')
         return false;
-    memcpy(copy->checksum, sum, SHA256_LENGTH);
+    memcpy(copy->checksum, end->out, SHA256_LENGTH);
     return true;
 }
 
@@ -382,7 +380,8 @@ sum_next(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
-    const char *const arguments[] = {"sha256sum", "--", vf_using_current(flow)->file.part, NULL};
+    VF_AUTO_FREE char *name = vf_copy_name(vf_using_current(flow));
+    const char *const arguments[] = {"sha256sum", "--", name, NULL};
 
     flow->program = vf_program_start(flow->loop, arguments, on_summed, flow, &missing, &error);
     if (!flow->program) {

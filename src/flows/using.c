@@ -520,6 +520,12 @@ vf_step_using_create(struct vf_flow *flow)
     vf_end(flow, created ? VF_OK : VF_REFUSED);
 }
 
+char *
+vf_copy_name(const struct vf_copy *copy)
+{
+    return vf_printf("/proc/%d/fd/%d", (int)getpid(), copy->file.fd);
+}
+
 void
 vf_using_let_go(struct vf_flow *flow)
 {

@@ -61,6 +61,10 @@ void vf_step_using_create(struct vf_flow *flow);
 /* Removes them. Pays VF_OWE_PARTS. */
 void vf_step_using_undo(struct vf_flow *flow);
 
+/* The file, for other programs, until it is released. Whoever may write to the folder can turn its
+ * name while they open it. Owned by the caller. */
+char *vf_copy_name(const struct vf_copy *copy);
+
 /* Ends the daemon, and lets the images go. */
 void vf_using_let_go(struct vf_flow *flow);
 

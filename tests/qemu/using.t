@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (CLUSTER, MIB, SIZE, Qemu, Tap, blockdev, drive, finish, go_on, image_bytes,
-                  image_info, image_ok, lab, make_image, run)
+                  image_info, image_ok, lab, make_image, run, wait_until)
 
 ONLY = os.environ.get("ONLY", "")
 THREE = (drive("web") + drive("data", fmt="raw", file="data.raw") +
@@ -212,6 +213,35 @@ def three_disks(t):
         t.ok(not (vm.folder / "x.qcow2").exists(), "... without a trace")
 
 
+def progress(t):
+    """How far it is; a program of that name which takes its time."""
+    with vm_with("one") as vm:
+        folder = vm.folder / "slow"
+        folder.mkdir()
+        (folder / "sha256sum").write_text(
+            f'#!/bin/sh\nexec 3<"$2"\nhead -c {SIZE // 2} <&3 >/dev/null\necho $$ >{vm.folder}/pid\n'
+            'sleep 0.6\ntest "$SLOW" && sleep 100\nexec /usr/bin/sha256sum "$@"\n')
+        os.chmod(folder / "sha256sum", 0o755)
+        path = {"PATH": f'{folder}:{os.environ["PATH"]}'}
+        done = lab.start_vmfrost(["export", "--qmp", vm.socket, "@one", vm.folder / "web.raw",
+                                  "--format", "raw", "--json"], env=path, state_dir=vm.state).wait(60)
+        events = [json.loads(line) for line in done.out.splitlines()]
+        told = [event["percent"] for event in events
+                if event.get("step") == "checksum" and event["state"] == "progress"]
+        t.is_((done.code, told[:1]), (0, [50.0]), f"half of the file is summed up: {told}")
+        started = vm.folder / "pid"
+        started.write_text("")
+        command = vm.start_vmfrost("export", "@one", vm.folder / "stopped.raw", "--format", "raw",
+                                   env={**path, "SLOW": "1"})
+        wait_until(lambda: started.read_text().endswith("\n"), what="the sum's beginning")
+        pid = int(started.read_text())
+        command.signal(signal.SIGTERM)
+        result = finish(command)
+        t.ok(result.code == 1 and "stopped by request" in result.error and
+             not Path(f"/proc/{pid}").exists(), f"stopped in the middle of it: {result.error}")
+        t.is_([name for name in entries(vm.folder) if "stopped" in name], [], "nothing is left")
+
+
 def places(t):
     """Where it cannot go."""
     with vm_with("one") as vm:
@@ -268,6 +298,26 @@ def sees_alone(path):
     with subprocess.Popen(["qemu-io", "-U", "-r", "-f", "qcow2", "-c", "read -v 0 512", path],
                           stdout=subprocess.PIPE, text=True) as process:
         return int(re.search(r"^0+:  (..)", process.communicate()[0], re.M).group(1), 16)
+
+
+def turned(t):
+    """Whoever may write to the folder turns the name of the file while it is made."""
+    with vm_with("one") as vm:
+        out = target(vm)
+        victim = vm.folder / "victim"
+        for verb, step in (("export", "copy"), ("export", "checksum"), ("clone", "link")):
+            victim.write_text("precious\n")
+            command = vm.stop_at(step, verb, "@one", out / "web.qcow2")
+            part, = out.iterdir()
+            part.rename(out / "away")
+            part.symlink_to(victim)
+            result = go_on(command)
+            t.ok(result.code == 1 and "somebody has removed or replaced it" in result.error and
+                 not (out / "web.qcow2").exists(), f"{verb}, turned at {step}: {result.error}")
+            t.is_(victim.read_text(), "precious\n", "... nothing is written to where it leads")
+            part.unlink()
+            (out / "away").unlink()
+        t.is_(vm.vmfrost("export", "@one", out / "web.qcow2").code, 0, "otherwise it works")
 
 
 def full(t):
@@ -460,6 +510,25 @@ def in_the_way(t):
         t.is_(go_on(command).code, 0, "... until it is copied")
 
 
+def over_tcp(t):
+    """A QEMU whose process is not known."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"tcp:127.0.0.1:{listening.getsockname()[1]}"
+    vm = Qemu()
+    vm.words = drive("web", f"{vm.disks}/web.qcow2") + ["-qmp", f"{address},server=on,wait=off"]
+    with vm:
+        def there(verb, *more):
+            return finish(lab.start_vmfrost([verb, "--qmp", address, *more, "--json"],
+                                            state_dir=vm.state))
+
+        vm.write("web", 10)
+        t.is_(there("snapshot", "@one").code, 0, "over TCP: a snapshot")
+        vm.write("web", 20, 1)
+        result = there("export", "@one", vm.folder / "web.qcow2")
+        t.is_((result.code, result.error), (0, ""), "... its export")
+        t.is_(image_bytes(vm.folder / "web.qcow2")[:2], [10, 0], "... has its content")
+
+
 # --- Clones ----------------------------------------------------------------
 
 def clone_words(path):
@@ -609,8 +678,8 @@ def clones_of_many(t):
 
 def main():
     with Tap() as t:
-        for part in (one_disk, zeros, three_disks, places, full, kills, signals, in_the_way, clones,
-                     clones_above, clones_of_many):
+        for part in (one_disk, zeros, three_disks, progress, places, turned, full, kills, signals,
+                     in_the_way, over_tcp, clones, clones_above, clones_of_many):
             if not ONLY or part.__name__ in ONLY.split(","):
                 part(t)
 
