@@ -226,6 +226,29 @@ is_stopped(const struct vf_flow *flow)
     return flow->engine.conditions & VF_IF_STOPPED;
 }
 
+/* QEMU has joined the two already, and only the name of the upper one was not turned: an earlier
+ * process was killed there. The image above stands on the lower one in QEMU's chain, which is one
+ * shorter than headers tell. */
+static bool
+is_joined(const struct vf_flow *flow, const struct family *family, size_t child)
+{
+    size_t length = 0, depth = family->disk ? depth_of(family, child) : VF_NO_IMAGE, images = depth;
+
+    if (depth == VF_NO_IMAGE || depth == 0 || is_stopped(flow))
+        return false;
+    for (size_t at = child; at != VF_NO_IMAGE; at = image_at(family, at)->parent)
+        images++;
+    const char *found = NULL;
+
+    for (const char *node = family->disk->node; node;
+         node = vf_graph_child(flow->facts.graph, node, "backing"))
+        if (length++ == depth)
+            found = node;
+    return length + 1 == images && found &&
+           vf_node_leads_to(flow, found, image_at(family, family->sealed)->inode) &&
+           !vf_node_leads_to(flow, found, image_at(family, child)->inode);
+}
+
 /* A job opens the image that it writes to for writing and, at its end, read-only again, by QEMU's
  * own name for it: where that leads to another image by now, it must not begin. A commit also
  * writes the header above, if that image is not open for writing anyway. At most one image of a
@@ -238,6 +261,8 @@ is_possible(const struct vf_flow *flow, const struct family *family, size_t chil
 
     if (!family->disk || is_stopped(flow) || depth_of(family, child) == VF_NO_IMAGE)
         return true; /* a daemon opens everything by the names of today */
+    if (way == VF_GRAFT_DOWN && is_joined(flow, family, child))
+        return true;
     if (way == VF_GRAFT_UP)
         return child == current || !is_stale(flow, family, child);
     if (child == current)
@@ -258,6 +283,8 @@ way_of(const struct vf_flow *flow, const struct vf_cut *cut, const struct family
 
     if (!alone)
         return VF_GRAFT_UP;
+    if (is_joined(flow, family, child))
+        return VF_GRAFT_DOWN;
     if (cut->naming == VF_NAMING_NEW_FILE)
         /* The sealed image keeps its own name and format: only a launcher that still starts that
          * one is served by it. */
@@ -330,8 +357,9 @@ add_graft(struct vf_flow *flow, size_t at, const struct family *family, size_t c
     if (!is_sound(flow, cut, upper, true) || !is_sound(flow, cut, lower, way == VF_GRAFT_DOWN))
         return false;
     int64_t bytes = way == VF_GRAFT_DOWN ? upper->allocated : lower->allocated;
+    bool joined = way == VF_GRAFT_DOWN && is_joined(flow, family, child);
 
-    if (!has_room(flow, cut, way == VF_GRAFT_DOWN ? lower->path : upper->path, bytes))
+    if (!joined && !has_room(flow, cut, way == VF_GRAFT_DOWN ? lower->path : upper->path, bytes))
         return false;
     VF_GROW(flow->grafts, flow->graft_count);
     struct vf_graft *graft = &flow->grafts[flow->graft_count++];
@@ -354,6 +382,7 @@ add_graft(struct vf_flow *flow, size_t at, const struct family *family, size_t c
         .root_file = chained ? vf_strdup(family->place.path) : NULL,
         .depth = chained ? depth : 0,
         .bytes = bytes,
+        .joined = joined,
     };
     for (size_t image = chained ? family->tree.current : child; image != VF_NO_IMAGE;
          image = image_at(family, image)->parent)

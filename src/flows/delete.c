@@ -285,10 +285,10 @@ drop_sealed(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *
                 cut->names.sealed);
         return true;
     }
+    if (!other && !vf_links_drop(flow, inode)) /* nobody would find those again afterwards */
+        return false;
     if (!vf_unlink(cut->names.sealed, inode, &flow->log, &error))
         return vf_note_error(flow, &error);
-    if (!other && !vf_links_drop(flow, inode))
-        return false;
     return vf_sync_folder_of(cut->names.sealed) == 0 ||
            vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
                    cut->names.sealed, strerror(errno));

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "flows/graft.h"
 #include "flows/steps.h"
 #include "util/cleanup.h"
 #include "util/file.h"
@@ -101,12 +102,12 @@ remove_names(struct vf_flow *flow, struct vf_cut *cut)
         gone = vf_keep_sealed(flow, cut, cut->names.top);
     else if (gone && cut->naming == VF_NAMING_FLIP)
         gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
-    gone = gone && vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
+    /* It was the current image of a QEMU that may know it by the name of a snapshot deleted since.
+     * Nobody would find that one again without the other. */
+    gone = gone && (!overlay.number || vf_links_drop(flow, overlay)) &&
+           vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
     if (!gone)
         return vf_failed(&error) ? vf_note_error(flow, &error) : false;
-    /* It was the current image of a QEMU that knows it by the name of a snapshot deleted since. */
-    if (overlay.number && !vf_links_drop(flow, overlay))
-        return false;
     if (cut->names.top && !vf_links_move(flow, cut->base, cut->names.top))
         return false;
     if (vf_sync_folder_of(cut->names.overlay) < 0)
@@ -177,7 +178,8 @@ dismiss_jobs(struct vf_flow *flow)
 }
 
 /* A node that is still there although its overlay is not wanted: an overlay's own (preopened, or
- * the launcher's), its file's (interrupted), or the launcher's for its file. */
+ * the launcher's), its file's (interrupted), or the launcher's for its file; or one that an
+ * interrupted deletion has left. */
 static char *
 leftover_node(const struct vf_flow *flow)
 {
@@ -194,7 +196,9 @@ leftover_node(const struct vf_flow *flow)
             vf_graph_has(flow->facts.graph, flow->cuts[i].overlay_file_node))
             return vf_strdup(flow->cuts[i].overlay_file_node);
     }
-    return NULL;
+    const char *joined = vf_graft_leftover(flow);
+
+    return joined ? vf_strdup(joined) : NULL;
 }
 
 static void drop_nodes(struct vf_flow *flow);

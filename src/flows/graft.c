@@ -21,11 +21,8 @@
 #include "flows/graft.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "flows/steps.h"
 #include "util/cleanup.h"
@@ -73,7 +70,8 @@ journal_graft(struct vf_flow *flow, const char *state)
     struct json_object *more =
         vf_json_strings("disk", disk_name(flow), "way", graft->way == VF_GRAFT_DOWN ? "down" : "up",
                         "upper", graft->upper, "lower", graft->lower, "owner", graft->owner, "over",
-                        graft->over, "overOwner", graft->over_owner, NULL);
+                        graft->over, "overOwner", graft->over_owner, "leftover", graft->leftover,
+                        "leftoverFile", graft->leftover_file, NULL);
 
     return vf_journal_state(flow, state, more);
 }
@@ -202,10 +200,27 @@ vf_graft_sweep(struct vf_flow *flow)
         if (next && !vf_unlink(next, vf_inode_of(next), &flow->log, &error))
             return vf_note_error(flow, &error);
         if (!refresh(flow, vf_json_string(line, "owner"), upper) ||
-            !refresh(flow, vf_json_string(line, "overOwner"), vf_json_string(line, "over")))
+            !refresh(flow, vf_json_string(line, "overOwner"), vf_json_string(line, "over")) ||
+            (upper && !vf_links_move(flow, vf_inode_of(upper), upper)))
             return false;
     }
     return true;
+}
+
+const char *
+vf_graft_leftover(const struct vf_flow *flow)
+{
+    static const char *const keys[] = {"leftover", "leftoverFile"};
+
+    for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++)
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            const char *node = vf_json_string(vf_json_at(flow->journal_lines, i), keys[k]);
+
+            if (node && vf_graph_has(flow->facts.graph, node) &&
+                !vf_graph_in_use(flow->facts.graph, node))
+                return node;
+        }
+    return NULL;
 }
 
 static bool
@@ -221,6 +236,10 @@ turn_name(struct vf_flow *flow)
     if (!is_online(flow) && !vf_process_alive(flow->qemu))
         return vf_note(flow, VMFROST_UNREACHABLE, "disk %s: %s has ended", disk_name(flow),
                        VF_DAEMON_NAME);
+    /* Names by which nobody but a QEMU of before knew the upper one: nobody would find them again
+     * afterwards. */
+    if (!vf_links_drop(flow, graft->upper_inode))
+        return false;
     if ((!vf_inode_equal(vf_inode_of(next), graft->lower_inode) &&
          !vf_link(graft->lower, next, graft->lower_inode, &flow->log, &error)) ||
         !vf_flip(next, graft->lower_inode, graft->upper, graft->upper_inode, &flow->log, &error)) {
@@ -231,9 +250,7 @@ turn_name(struct vf_flow *flow)
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
                        disk_name(flow), graft->upper, strerror(errno));
     vf_test_point(flow, "graft.turned");
-    /* Names by which nobody but a QEMU of before knew the upper one. */
-    return vf_links_drop(flow, graft->upper_inode) &&
-           vf_links_move(flow, graft->lower_inode, graft->upper);
+    return vf_links_move(flow, graft->lower_inode, graft->upper);
 }
 
 /* The proof: the header does not name the lower image any more. */
@@ -453,15 +470,6 @@ on_flushed(struct vf_flow *flow, const struct vf_reply *reply)
     finalize(flow);
 }
 
-/* The host's part first, so that QEMU, whose main loop waits for its own flush, has little left. */
-static bool
-sync_file(const char *path)
-{
-    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-
-    return fd >= 0 && fdatasync(fd) == 0;
-}
-
 static void
 flush(struct vf_flow *flow)
 {
@@ -469,6 +477,46 @@ flush(struct vf_flow *flow)
     VF_AUTO_FREE char *line = vf_printf("qemu-io %s flush", node ? node : "");
 
     vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL), on_flushed);
+}
+
+static void
+make_durable(struct vf_flow *flow)
+{
+    if (is_online(flow))
+        flush(flow);
+    else if (current(flow)->way == VF_GRAFT_UP && !flow->graft_durable)
+        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_cancelling);
+    else
+        finalize(flow);
+}
+
+static void
+on_synced(void *data, const struct vf_program_end *end)
+{
+    struct vf_flow *flow = data;
+
+    (void)end; /* what it could not write, QEMU will, or say why not */
+    vf_program_stop(flow->program);
+    flow->program = NULL;
+    make_durable(flow);
+}
+
+/* The host's part first, so that QEMU, whose main loop waits for its own flush, has little left. A
+ * program of its own, because this may take minutes. */
+static void
+sync_host(struct vf_flow *flow)
+{
+    const struct vf_graft *graft = current(flow);
+    const char *const arguments[] = {"sync", "--data", "--",
+                                     graft->way == VF_GRAFT_UP ? graft->upper : graft->lower, NULL};
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    bool missing;
+
+    flow->program = vf_program_start(flow->loop, arguments, on_synced, flow, &missing, &error);
+    if (flow->program)
+        return;
+    vf_log(&flow->log, VMFROST_LOG_INFO, "the host's cache is not flushed: %s", error.text);
+    make_durable(flow);
 }
 
 static void on_pending(struct vf_flow *flow, const struct vf_reply *reply);
@@ -483,8 +531,6 @@ on_completing(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 on_pending(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    const struct vf_graft *graft = current(flow);
-
     if (!went_well(flow, reply, "waiting for the images to be joined"))
         return;
     unsigned state = vf_job_state_bit(vf_json_string(reply->value, "status"));
@@ -498,17 +544,7 @@ on_pending(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     }
     vf_test_point(flow, "graft.pending");
-    if (!sync_file(graft->way == VF_GRAFT_UP ? graft->upper : graft->lower)) {
-        vf_note(flow, VMFROST_FAILED, "disk %s: cannot make %s durable: %s", disk_name(flow),
-                graft->way == VF_GRAFT_UP ? graft->upper : graft->lower, strerror(errno));
-        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
-    } else if (is_online(flow)) {
-        flush(flow);
-    } else if (graft->way == VF_GRAFT_UP && !flow->graft_durable) {
-        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_cancelling);
-    } else {
-        finalize(flow);
-    }
+    sync_host(flow);
 }
 
 /* The beginning. */
@@ -654,7 +690,9 @@ graft_next(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (is_beside(flow))
+    if (current(flow)->joined)
+        settle(flow);
+    else if (is_beside(flow))
         vf_side_open(flow, current(flow), look);
     else
         look(flow);

@@ -34,6 +34,7 @@ struct vf_graft {
     size_t depth;       /* of the upper image below `root` */
     size_t length;      /* of the chain from `root` down, in images */
     int64_t bytes;      /* to be written, about */
+    bool joined;        /* DOWN: QEMU has done its part already, and has the upper one no more */
     char *leftover, *leftover_file; /* nodes of the launcher's for the image that goes, and for its
                                        file: QEMU does not remove them by itself; NULL: none */
 };
@@ -56,6 +57,9 @@ void vf_step_graft(struct vf_flow *flow);
 /* After a deletion that was interrupted: removes the second names that its grafts may have left,
  * and tells records of images that were written to. */
 bool vf_graft_sweep(struct vf_flow *flow);
+/* A node of the launcher's that they have left, for an image that is joined; borrowed; NULL: none.
+ */
+const char *vf_graft_leftover(const struct vf_flow *flow);
 /* The same for those records after a deletion of this process that failed. */
 bool vf_graft_failed(struct vf_flow *flow);
 

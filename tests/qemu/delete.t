@@ -8,6 +8,7 @@ own names, durably (as seen by our own eyes in the files); headers, records, nod
 they should be. VMFROST_TEST_FULL=1 for everything, SEED=... for the same order again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -294,6 +295,13 @@ class World:
             except (LabError, OSError) as error:
                 self.wrong.append(f"{when}: {look.__name__}: {error!r}")
 
+    def restart(self):
+        """The launcher starts the VM again, as ever, and the next contact sweeps."""
+        self.vm.restart()
+        out = self.vm.vmfrost("recover")
+        self.want("recover", (out.code, out.document.get("found"), out.error), (0, False, ""))
+        self.check("restarted")
+
     def want(self, what, got, wanted):
         if got != wanted:
             self.wrong.append(f"{what}: {got} and not {wanted}")
@@ -341,11 +349,7 @@ def any_order(t):
                         world.check(f"{name} deleted")
                         if world.runs:
                             world.scribble(1)
-                    vm.restart()
-                    out = vm.vmfrost("recover")
-                    world.want("recover at the end", (out.code, out.document.get("found")),
-                               (0, False))
-                    world.check("the end")
+                    world.restart()
                 except LabError as error:
                     world.wrong.append(f"{error}")
                 t.is_(world.wrong, [], f"{form}, {what}: {' '.join(order)}")
@@ -355,12 +359,557 @@ def any_order(t):
         t.ok(ways[UP] and ways[DOWN] and not ways[NEITHER], f"{form}: both directions were taken")
 
 
+# --- one at a time ------------------------------------------------------------------------
+
+DISKS = ["web", "data"]
+# How many clusters are written before s1, s2, s3, and after that: which snapshot to delete, and which
+# way its images are joined with what builds on them.
+STORIES = {
+    "the oldest, up": ((1, 4, 1, 1), "s1", UP),
+    "the oldest, down": ((4, 1, 1, 1), "s1", DOWN),
+    "a middle one, up": ((1, 1, 4, 1), "s2", UP),
+    "a middle one, down": ((1, 4, 1, 1), "s2", DOWN),
+    "the newest, up": ((1, 1, 1, 4), "s3", UP),
+    "the newest, down": ((1, 1, 4, 1), "s3", DOWN),
+}
+
+
+def tell(world, sizes, more=0):
+    """Three snapshots with so many clusters in each image, at different places, and so many times 32
+    more in the first disk's, for jobs that take a while."""
+    for number, count in enumerate(sizes):
+        world.write_all(number, count)
+        if more:
+            at = CLUSTERS * CLUSTER
+            world.vm.io(world.disks[0], f"write -P {number} {at} {(more + count) * 32 * CLUSTER}")
+            world.vm.io(world.disks[0], "flush")
+        if number < 3:
+            world.take(f"s{number + 1}")
+
+
+def qemu(form="-drive"):
+    return Qemu(words_for(form, DISKS), [f"{disk}.qcow2" for disk in DISKS])
+
+
+def directions(t):
+    """What is cheaper, unless QEMU knows an image by a name that leads elsewhere by now."""
+    for form in ("-drive", "-blockdev"):
+        for when in ("by the QEMU that took it", "after a restart", "of a stopped VM"):
+            wrong = []
+            for story, (sizes, name, way) in STORIES.items():
+                with qemu(form) as vm:
+                    world = World(vm, DISKS)
+                    tell(world, sizes)
+                    if when == "after a restart":
+                        vm.restart()
+                    elif when == "of a stopped VM":
+                        vm.kill()
+                    # This QEMU knows s1's image by "web.qcow2": for writing it cannot be opened.
+                    elif (form, name) == ("-drive", "s1"):
+                        way = UP
+                    world.want("sizes", set(world.sizes(name).values()),
+                               {way} if "-drive" != form else set(world.sizes(name).values()))
+                    ways = world.delete(name)
+                    world.want("the way", set(ways.values()), {way})
+                    world.check("deleted")
+                    world.restart()
+                wrong += [f"{story}: {line}" for line in world.wrong]
+            t.is_(wrong, [], f"directions: {form}, {when}")
+
+
+def nothing_changes(t, world, what, words, *options, verb="delete"):
+    """A command that is refused, with these words, and changes nothing."""
+    vm = world.vm
+    before = vm.names(), world.inodes(), world.records(), vm.graph() if world.runs else None
+    out = vm.vmfrost(verb, *options)
+    after = vm.names(), world.inodes(), world.records(), vm.graph() if world.runs else None
+    missing = [word for word in words if word not in out.error + " " + out.next]
+    t.ok(out.code == 1 and not missing and out.next and before == after,
+         f"{what}: refused, and nothing is changed ({out.code}: {out.error} | {out.next})")
+    if before != after:
+        t.diag(f"before: {before}\nafter: {after}")
+    world.check(what)
+
+
+def branches(t):
+    """Images on which several others build are written up into each of them."""
+    for form in ("-drive", "-blockdev"):
+        with qemu(form) as vm:
+            world = World(vm, DISKS)
+            tell(world, (4, 1, 1, 1))
+            world.restore("s1", "kept")
+            world.write_all(6)
+            world.check("restored")
+            world.want("s1 has two children", sorted(map(str, world.above("s1"))), ["None", "s2"])
+            ways = world.delete("s1", writes=True)
+            world.want("both get all", set(ways.values()), {UP})
+            world.check("s1 deleted")
+            world.want("one in a chain of its own", vm.chain("web")[1:], [])
+            ways = world.delete("kept")  # nothing builds on it
+            world.want("nothing is joined", ways, {})
+            world.check("kept deleted")
+            ways = world.delete("s2", writes=True)  # of a branch that QEMU has not open
+            world.want("beside QEMU", set(ways.values()), {DOWN})
+            world.check("s2 deleted")
+            world.restart()
+            world.delete("s3")
+            world.check("s3 deleted")
+        t.is_(world.wrong, [], f"branches: {form}, running")
+    with qemu() as vm:
+        world = World(vm, DISKS)
+        tell(world, (4, 1, 1, 1))
+        world.restore("s2", "kept")
+        world.write_all(6)
+        vm.kill()
+        for name, ways in ("s2", {UP}), ("s1", {UP}), ("s3", {DOWN}), ("kept", set()):
+            world.want(f"{name}, the ways", set(world.delete(name).values()), ways)
+            world.check(f"{name} deleted")
+        vm.start()
+        world.check("started")
+    t.is_(world.wrong, [], "branches: stopped")
+    with qemu() as vm:
+        world = World(vm, DISKS)
+        world.write_all(0)
+        world.take("s1")
+        world.restore("s1", "kept")
+        vm.restart()
+        world.take("s2")
+        world.write_all(1)
+        nothing_changes(t, world, "branches: an image that QEMU knows by another's name",
+                        ["web@s2.qcow2", "leads to another image", "stopped or started again"],
+                        "@s1")
+        vm.restart()
+        world.delete("s1")
+        world.check("s1 deleted")
+    t.is_(world.wrong, [], "branches: after a restart it is deleted")
+
+
+def any_tree(t):
+    """Snapshots, restores and deletions in any order, on and off."""
+    for form in ("-drive", "-blockdev"):
+        with qemu(form) as vm:
+            world = World(vm, DISKS)
+            world.random = rnd = random.Random(f"{SEED}tree{form}")
+            did, refused = [], 0
+            try:
+                for number in range(40 if FULL else 14):
+                    if not world.runs and (rnd.randrange(3) or not world.held):
+                        vm.start()
+                        did.append("start")
+                    elif world.runs and rnd.randrange(5) == 0:
+                        rnd.choice((vm.kill, vm.restart))()
+                        did.append("restart" if world.runs else "kill")
+                    choice = rnd.randrange(10)
+                    if world.runs:
+                        world.scribble(1)
+                    if len(world.held) < 2 or choice < 3 and len(world.held) < 6:
+                        did.append(f"take s{number}")
+                        world.take(f"s{number}")
+                    elif choice < 6 and world.runs:
+                        name = rnd.choice(sorted(world.held))
+                        did.append(f"restore {name}, keep k{number}")
+                        world.restore(name, f"k{number}")
+                    else:
+                        name = rnd.choice(sorted(world.held))
+                        did.append(f"delete {name}")
+                        try:
+                            world.delete(name, writes=True)
+                        except LabError as error:
+                            if "stopped or started again" not in str(error):
+                                raise
+                            refused += 1
+                            vm.restart()
+                            did[-1:] = ["restart", did[-1]]
+                            world.delete(name, writes=True)
+                    world.check(did[-1])
+                    if world.wrong:
+                        break
+                vm.restart()
+                for name in sorted(world.held, key=lambda _: rnd.random()):
+                    did.append(f"delete {name}")
+                    world.delete(name)
+                    world.check(did[-1])
+            except LabError as error:
+                world.wrong.append(f"{error}")
+        if not t.is_(world.wrong, [], f"any tree: {form}, {world.ways}, {refused} refused"):
+            t.diag("; ".join(did))
+
+
+# --- what others have to do with it ---------------------------------------------------------
+
+SCSI = ["-device", "virtio-scsi-pci,id=scsi0"]
+
+
+def unplugged(t):
+    """A disk that the snapshot has, and the VM has no more."""
+    words = [*SCSI, *drive("web"), *drive("data", device="scsi-hd")]
+    for sizes, way in ((1, 4, 1), UP), ((4, 1, 1), DOWN):
+        with Qemu(words, ["web.qcow2", "data.qcow2"]) as vm:
+            world = World(vm, DISKS)
+            for number, count in enumerate(sizes):
+                world.write_all(number, count)
+                if number < 2:
+                    world.take(f"s{number + 1}")
+            vm.qmp("device_del", id="data-dev")
+            wait_until(lambda: len(vm.qmp("query-block")) == 1, what="data is unplugged")
+            before = world.inodes()
+            vm.delete("s1")
+            world.want("the way", world.way(before, "data", "s1", "s2"), way)
+            world.gone("s1")
+            world.wrong += world.look_at_headers()
+            for name in (None, "s2"):
+                want = world.held[name]["data"] if name else world.now["data"]
+                world.want(f"data, {name}", vm.read(world.file("data", name).name, CLUSTERS), want)
+            vm.delete("s2")
+            world.gone("s2")
+            world.restart()
+        t.is_(world.wrong, [], f"a disk that was unplugged since: {way}")
+
+
+def outsiders(t):
+    """Images of somebody else's that build on the snapshot's."""
+    with qemu() as vm:
+        world = World(vm, DISKS, ["other.qcow2"])
+        tell(world, (1, 4, 1, 1))
+        other = vm.disks / "other.qcow2"
+        for name, backing in ("s2", "data@s2.qcow2"), ("s1", str(vm.disks / "web@s1.qcow2")), \
+                             ("s3", "./web@s3.qcow2"):
+            other.unlink(missing_ok=True)
+            run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, other,
+                SIZE)
+            nothing_changes(t, world, f"an image that builds on {backing}",
+                            [str(other), "builds on", "rebase"], "@" + name)
+        # It stands on what is not to go: what it reads stays what it was.
+        before = vm.read("other.qcow2", CLUSTERS)
+        world.delete("s1")
+        world.delete("s2")
+        world.check("the others are deleted")
+        world.want("the linked image", vm.read("other.qcow2", CLUSTERS), before)
+        other.unlink()
+        world.delete("s3")
+        world.check("s3 deleted")
+    t.is_(world.wrong, [], "outsiders: those that they do not build on are deleted")
+
+
+def checksum(path):
+    about = path.stat()
+    return hashlib.sha256(path.read_bytes()).hexdigest(), about.st_ino, about.st_mtime_ns
+
+
+def golden(t):
+    """What is below the VM's own first image is nobody's to write to."""
+    for fmt in ("qcow2", "raw"):
+        for sizes, way in ((1, 4, 1), UP), ((4, 1, 1), DOWN):
+            for on in (True, False):
+                vm = Qemu(words_for("-drive", DISKS), [])
+                folder = vm.folder / "golden"
+                folder.mkdir()
+                base = make_image(folder / f"base.{fmt}", fmt)
+                run("qemu-io", "-f", fmt, "-c", f"write -P 99 0 {CLUSTERS * CLUSTER}", base)
+                before = checksum(base)
+                for disk in DISKS:
+                    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", fmt, "-b",
+                        f"../golden/base.{fmt}", vm.disks / f"{disk}.qcow2")
+                with vm:
+                    world = World(vm, DISKS)
+                    world.golden = (f"../golden/base.{fmt}", fmt)
+                    world.now = {disk: [99] * CLUSTERS for disk in DISKS}
+                    for number, count in enumerate(sizes):
+                        world.write_all(number, count)
+                        if number < 2:
+                            world.take(f"s{number + 1}")
+                    vm.restart()
+                    if not on:
+                        vm.kill()
+                    ways = world.delete("s1")
+                    world.want("the way", set(ways.values()), {way})
+                    world.check("s1 deleted")
+                    world.delete("s2")
+                    world.check("s2 deleted")
+                    world.restart()
+                    world.want("the golden image", checksum(base), before)
+                t.is_(world.wrong, [], f"a golden {fmt} image, {way}, {'on' if on else 'off'}")
+
+
+# --- no room, errors, Ctrl-C ------------------------------------------------------------------
+
+@contextlib.contextmanager
+def small_file_system(size):
+    """A QEMU, not started, the folder of whose images is a file system of so many MiB."""
+    vm = Qemu(words_for("-drive", DISKS), [])
+    run("mount", "-t", "tmpfs", "-o", f"size={size}M,mode=777", "tmpfs", vm.disks)
+    try:
+        for disk in DISKS:
+            make_image(vm.disks / f"{disk}.qcow2", size=64 * MIB)
+        lab.vmfrost("storage", "set", "small", "minFree=1M", state_dir=vm.state)
+        yield vm
+    finally:
+        vm.kill()
+        run("umount", "-l", vm.disks)
+        vm.__exit__()
+
+
+def fill(vm, leave):
+    """Nothing is left but so many MiB."""
+    about = os.statvfs(vm.disks)
+    with open(vm.disks / "ballast", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - leave * MIB)
+
+
+def can_mount(t):
+    folder = Path(lab.tempfile.mkdtemp())
+    done = run("mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", folder, check=False)
+    if done.returncode == 0:
+        run("umount", folder)
+    else:
+        t.skip("a small file system", f"mount: {done.stderr.strip()}")
+    folder.rmdir()
+    return done.returncode == 0
+
+
+def big(world, sizes):
+    """Two snapshots with so many MiB in each image of the first disk, and more in the last."""
+    for number, size in enumerate(sizes):
+        world.write_all(number)
+        world.vm.io("web", f"write -P {number + 1} {8 + 16 * number}M {size}M")
+        world.vm.io("web", "flush")
+        if number < 2:
+            world.take(f"s{number + 1}")
+
+
+def no_room(t):
+    """As much room as will be needed is there before anything is changed; or not: then the join
+    fails, and nothing is lost."""
+    if not can_mount(t):
+        return
+    for on in (True, False):
+        for sizes, way in ((6, 10, 1), UP), ((10, 6, 1), DOWN):
+            what = f"{way}, {'on' if on else 'off'}"
+            with small_file_system(40) as vm:
+                vm.start()
+                world = World(vm, DISKS, ["ballast"])
+                big(world, sizes)
+                world.restart()
+                if not on:
+                    vm.kill()
+                fill(vm, 3)
+                nothing_changes(t, world, f"no room, {what}",
+                                ["needs up to 6 MiB", "3 MiB are free", "disk web",
+                                 str(vm.disks)], "@s1")
+                (vm.disks / "ballast").unlink()
+                command = vm.stop_at("accept+", "delete", "@s1")
+                fill(vm, 1)
+                command.signal(signal.SIGCONT)
+                out = finish(command)
+                world.want("full: exit", out.code, 1)
+                world.want("full: why", "No space left" in out.error, True)
+                world.wrong += [f"full: {line}" for line in look_at_the_others(world, "s1")]
+                if on:
+                    world.write_all(2)  # in clusters that are there already
+                (vm.disks / "ballast").unlink()
+                world.delete("s1")
+                world.check("room again, deleted")
+                world.restart()
+                for number, size in enumerate(sizes):
+                    out = vm.io("web", f"read -P {number + 1} {8 + 16 * number}M {size}M")
+                    world.want("the rest", out.splitlines()[:1],
+                               [f"read {size * MIB}/{size * MIB} bytes at offset "
+                                f"{(8 + 16 * number) * MIB}"])
+            t.is_(world.wrong, [], f"a full file system in the middle of a join: {what}")
+
+
+def look_at_the_others(world, name):
+    """What is wrong while the deletion of a snapshot has begun, and is not done."""
+    vm = world.vm
+    for disk in world.disks:
+        for other in [None, *world.held]:
+            if other == name:
+                continue
+            want = world.held[other][disk] if other else world.now[disk]
+            found = vm.read(world.file(disk, other).name, CLUSTERS)
+            if found != want:
+                yield f"{world.file(disk, other).name}: {found} and not {want}"
+        if world.runs:
+            found = vm.sees(disk, CLUSTERS)
+            if found != world.now[disk]:
+                yield f"{disk} as its guest sees it: {found} and not {world.now[disk]}"
+    record = world.records().get(name)
+    if record and (record["readyToUse"], record["phase"], record.get("deleting")) != \
+            (False, "Failed", True):
+        yield f"the record of {name}: {record['phase']}, ready: {record['readyToUse']}"
+    if vm.journal():
+        yield "there is a journal"
+    if world.runs and (vm.jobs() or vm.status() != "running"):
+        yield f"jobs: {vm.jobs()}, the VM is {vm.status()}"
+    out = vm.vmfrost("verify")
+    if "images" not in out.document:
+        yield f"verify: exit {out.code}: {out.error}"
+    problems = [f"{Path(image['path']).name}: {problem}"
+                for image in out.document.get("images", [])
+                for problem in image["problems"] if image.get("snapshot") != name]
+    if problems:
+        yield f"verify: {problems}"
+
+
+def interrupt(vm, command):
+    command.signal(signal.SIGINT)
+    return "stopped by request"
+
+
+def cancel(vm, command):
+    """Somebody else ends the job."""
+    vm.qmp("job-cancel", id=vm.jobs()[0])
+    return "Operation canceled"
+
+
+def die(vm, command):
+    vm.kill()
+    return "QEMU"
+
+
+@contextlib.contextmanager
+def in_memory(form):
+    """Disks with much in them, which is not to be waited for."""
+    with qemu(form) as vm:
+        vm.kill()
+        run("mount", "-t", "tmpfs", "-o", "size=1G,mode=777", "tmpfs", vm.disks)
+        try:
+            for disk in DISKS:
+                make_image(vm.disks / f"{disk}.qcow2", size=256 * MIB)
+            yield vm.start()
+        finally:
+            vm.kill()
+            run("umount", "-l", vm.disks)
+
+
+def points():
+    """All places of a joining where the process can be told to kill itself."""
+    inside = re.findall(r'vf_test_point\(flow, "(graft\.[^"]+)"\)', (FLOWS / "graft.c").read_text())
+    return ["accept+", "graft", *inside, "graft+", "drop", "drop+", "remove", "remove+"]
+
+
+def kill_at(vm, point, disk, *words):
+    """A command that is killed at a point, the first time or the second one (of the second disk).
+    False if it never came there."""
+    if not disk:
+        return finish(vm.start_vmfrost(*words, env={"VMFROST_TEST_AT": f"kill:{point}"})).code == \
+            -signal.SIGKILL
+    command = vm.start_vmfrost(*words, env={"VMFROST_TEST_AT": f"stop:{point}"})
+    for number in (SIGCONT, SIGKILL):
+        wait_until(lambda: command.process.poll() is not None or process_state(command.pid) == "T",
+                   what=f"the stop at {point}", interval=0.002)
+        if command.process.poll() is not None:
+            return False
+        command.signal(number)
+        if number == SIGCONT:
+            wait_until(lambda: process_state(command.pid) != "T", what="going on", interval=0.0005)
+    return finish(command).code == -signal.SIGKILL
+
+
+SIGCONT, SIGKILL = signal.SIGCONT, signal.SIGKILL
+ALIVE, DEAD, AGAIN, OFF = "QEMU goes on", "QEMU dies, too", \
+    "QEMU dies and is started again", "of a stopped VM"
+
+
+def finish_it(world, name, how):
+    """Somebody comes and finishes what was interrupted."""
+    vm = world.vm
+    if how == "another operation, then recover":
+        world.take("s9")
+        world.wrong += [f"settled: {line}" for line in look_at_the_others(world, name)]
+        if world.runs:
+            world.write_all(6)
+    if how == "delete":
+        out = vm.vmfrost("delete", "@" + name)
+        if "no snapshot" in out.error:  # it was gone already, but for the journal
+            out = vm.vmfrost("recover")
+        world.want(how, (out.code, out.error), (0, ""))
+    else:
+        out = vm.vmfrost("recover")
+        world.want(how, (out.code, out.error), (0, ""))
+    world.gone(name)
+    world.check(f"finished by {how}")
+    out = vm.vmfrost("recover")
+    world.want("a second recover", (out.code, out.document.get("found")), (0, False))
+
+
+def kill_case(form, story, point, disk, variant, how):
+    """What is wrong after one kill; None: it never came to that point."""
+    sizes, name, _ = STORIES[story]
+    with qemu(form) as vm:
+        world = World(vm, DISKS)
+        tell(world, sizes)
+        if variant == OFF:
+            vm.kill()
+        if not kill_at(vm, point, disk, "delete", "@" + name):
+            return None
+        world.wrong += [f"killed: {line}" for line in look_at_the_rest(world, name)]
+        if variant == ALIVE:
+            world.write_all(5)
+        elif variant in (DEAD, AGAIN):
+            vm.kill()
+            world.wrong += [f"both dead: {line}" for line in look_at_the_rest(world, name)]
+        if variant == AGAIN:
+            vm.start()
+            world.wrong += [f"started: {line}" for line in look_at_the_rest(world, name)]
+            world.write_all(5)
+        finish_it(world, name, how)
+        world.restart()
+        return world.wrong
+
+
+def look_at_the_rest(world, name):
+    """The content alone: whatever was interrupted, this holds at any time."""
+    for disk in world.disks:
+        for other in [None, *world.held]:
+            want = world.held[other][disk] if other else world.now[disk]
+            if other != name and world.vm.read(world.file(disk, other).name, CLUSTERS) != want:
+                yield f"{world.file(disk, other).name} is not {want}"
+        if world.runs and world.vm.sees(disk, CLUSTERS) != world.now[disk]:
+            yield f"{disk} as its guest sees it: {world.vm.sees(disk, CLUSTERS)}"
+
+
+def kill_cases():
+    """All of them, or some for each point: others each time."""
+    hows = ("recover", "delete", "another operation, then recover")
+    cases = [(form, story, point, disk, variant)
+             for form in ("-drive", "-blockdev")
+             for story in STORIES
+             for variant in (ALIVE, DEAD, AGAIN, OFF)
+             for point in points()
+             for disk in ((0, 1) if point.startswith("graft.") else (0,))
+             if (variant == OFF or story != "the newest, down")  # that is merge.c's: recover.t
+             and (point != "graft.turned" or "down" in story)]
+    if not FULL:
+        random.Random(SEED).shuffle(cases)
+        cases = [case for point in points()
+                 for case in [case for case in cases if case[2] == point][:3]]
+    return [(*case, hows[number % 3]) for number, case in enumerate(cases)]
+
+
+def kills(t):
+    """vmfrost is killed at each point of joining images; alone, with QEMU, and with QEMU started
+    again before anybody recovers."""
+    came = set()
+    for form, story, point, disk, variant, how in kill_cases():
+        try:
+            wrong = kill_case(form, story, point, disk, variant, how)
+        except LabError as error:
+            wrong = [f"{error}"]
+        if wrong is not None:
+            came.add(point)
+            t.is_(wrong, [], f"{form}, {story}: killed at {point}" +
+                  (" of the second disk" if disk else "") + f", {variant}; {how}")
+    t.is_(sorted(came), sorted(points()), "killed at every point")
+
+
 def main():
     with Tap() as t:
         t.diag(f"SEED={SEED}")
-        began = time.monotonic()
-        for part in (any_order,):
+        for part in (directions, branches, any_tree, unplugged, outsiders, golden, no_room,
+                     kills, any_order):
             if ONLY in part.__name__:
+                began = time.monotonic()
                 part(t)
                 t.diag(f"{part.__name__}: {time.monotonic() - began:.1f} s")
 
