@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "cli/files.h"
 
+#include <string.h>
+
 #include "cli/format.h"
 #include "cli/record.h"
 #include "cli/report.h"
@@ -12,7 +14,13 @@ print_files(struct cli *cli, const struct job *job, const char *what)
     struct out *out = &cli->out;
     struct json_object *document = job->outcome.document;
     struct json_object *files = vf_json_array(document, "files");
+    size_t width = 1;
 
+    for (size_t i = 0; i < vf_json_length(files); i++) {
+        const char *disk = vf_json_string(vf_json_at(files, i), "disk");
+
+        width = disk && strlen(disk) > width ? strlen(disk) : width;
+    }
     out_text(out, STYLE_BOLD, "%s@%s", cli->vm, cli->snapshot);
     out_text(out, STYLE_PLAIN, "  %s\n", what);
     for (size_t i = 0; i < vf_json_length(files); i++) {
@@ -21,7 +29,7 @@ print_files(struct cli *cli, const struct job *job, const char *what)
         int64_t allocated;
         char size[FORMAT_SIZE];
 
-        out_text(out, STYLE_PLAIN, "  %s  %s", disk ? disk : "?", path ? path : "?");
+        out_text(out, STYLE_PLAIN, "  %-*s  %s", (int)width, disk ? disk : "?", path ? path : "?");
         if (vf_json_string(file, "sha256") && vf_json_int(file, "allocated", &allocated))
             out_text(out, STYLE_DIM, "  %s, checksum in %s.sha256", format_size(allocated, size),
                      path ? path : "?");

@@ -47,8 +47,9 @@ add_place(struct vf_flow *flow, struct json_object *document, const struct vf_di
 static struct json_object *
 snapshots(struct vf_flow *flow)
 {
-    static const char *const keys[] = {"name",        "phase",      "startTime", "creationTime",
-                                       "consistency", "readyToUse", "parent",    "current"};
+    static const char *const keys[] = {"name",         "phase",       "startTime",
+                                       "creationTime", "consistency", "readyToUse",
+                                       "parent",       "current",     "clones"};
     struct vmfrost_error error = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
     struct json_object *list = json_object_new_array();

@@ -569,9 +569,10 @@ def clones(t):
              f"its record tells of it: {clone}")
         said = plain(vm, "show", "@one")
         t.ok(re.search(rf"^  cloned to +{path}$", said, re.M), "show tells of it")
-        said = plain(vm, "list")
-        t.ok(re.search(r" one .* 1 clone$", said, re.M) and said.count("clone") == 1,
-             "so does list")
+        for verb in ("list", "status"):
+            said = plain(vm, verb)
+            t.ok(re.search(r" one .* 1 clone$", said, re.M) and said.count("clone") == 1,
+                 f"so does {verb}")
         with Qemu(clone_words(path), []) as other:
             t.is_(other.sees("web"), [10] + [0] * 7, "a VM starts with it, and sees the snapshot")
             other.write("web", 77, 0, 2)
