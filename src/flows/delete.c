@@ -336,6 +336,9 @@ drop_all(struct vf_flow *flow)
 static void
 drop(struct vf_flow *flow)
 {
+    /* A QEMU that is gone knows no names any more. */
+    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+        flow->engine.conditions &= ~(unsigned)VF_IF_ONLINE;
     if (flow->engine.conditions & VF_IF_ONLINE)
         vf_look_again(flow, drop_all);
     else

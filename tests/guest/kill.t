@@ -39,7 +39,7 @@ OTHER = ["melt", "thaw-late"]
 FORWARD = [step for step in SNAPSHOT if step not in BACK + OTHER]
 # Without the steps of a recovery; some rows are in two tables.
 DELETE = [step for step in dict.fromkeys(rows("delete.c"))
-          if step not in ("names", "settle", "tidy")]
+          if step not in ("names", "settle", "tidy", "undo-files")]
 BACK_OF_DELETE = ["stop-merge", "close"]
 
 
