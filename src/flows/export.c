@@ -191,11 +191,9 @@ start_mirror(struct vf_flow *flow)
                         flow->using->compress ? COMPRESS_NODE : IMAGE_NODE, "sync", "full", NULL);
     double from, to;
 
-    vf_json_add_bool(arguments, "auto-dismiss", false);
     find_share(flow, &from, &to);
     vf_job_share(flow, from, to);
-    vf_job_watch(flow, id);
-    vf_ask(flow, "blockdev-mirror", arguments, on_started);
+    vf_job_ask(flow, id, "blockdev-mirror", arguments, on_started);
 }
 
 static void

@@ -207,7 +207,7 @@ struct vf_flow {
     unsigned jobs_begun;
     ev_timer job_timer;          /* until it is asked again how far the job is */
     double share_from, share_to; /* the part of the step that the job does, in percents */
-    vf_flow_fn *on_job, *on_jobs_done;
+    vf_flow_fn *on_job, *on_jobs_done, *on_unlimited;
     void (*on_looked)(struct vf_flow *flow);
     void (*on_qemu)(struct vf_flow *flow);
     struct json_object *ports;        /* paths of virtio-serial ports */

@@ -536,7 +536,7 @@ on_pending(struct vf_flow *flow, const struct vf_reply *reply)
     unsigned state = vf_job_state_bit(vf_json_string(reply->value, "status"));
 
     if (state == VF_JOB_READY) {
-        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), on_completing);
+        vf_job_complete(flow, on_completing);
         return;
     }
     if (state != VF_JOB_PENDING) {
@@ -610,9 +610,7 @@ start_job(struct vf_flow *flow)
         vf_json_add_string(arguments, "backing-file", graft->below);
     }
     vf_json_add_bool(arguments, "auto-finalize", false);
-    vf_json_add_bool(arguments, "auto-dismiss", false);
-    vf_job_watch(flow, id);
-    vf_ask(flow, down ? "block-commit" : "block-stream", arguments, on_started);
+    vf_job_ask(flow, id, down ? "block-commit" : "block-stream", arguments, on_started);
 }
 
 static char *

@@ -45,6 +45,43 @@ vf_job_watch(struct vf_flow *flow, const char *id)
 }
 
 void
+vf_job_ask(struct vf_flow *flow, const char *id, const char *command, struct json_object *arguments,
+           vf_flow_fn *fn)
+{
+    vf_json_add_bool(arguments, "auto-dismiss", false);
+    if (flow->vm.copy_speed > 0)
+        vf_json_add_int(arguments, "speed", flow->vm.copy_speed);
+    vf_job_watch(flow, id);
+    vf_ask(flow, command, arguments, fn);
+}
+
+static void
+on_unlimited(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_flow_fn *fn = flow->on_unlimited;
+
+    flow->on_unlimited = NULL;
+    if (reply->outcome == VF_UNKNOWN)
+        fn(flow, reply);
+    else /* a job that refuses it says why when it is asked for its end */
+        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), fn);
+}
+
+void
+vf_job_complete(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    if (flow->vm.copy_speed <= 0) {
+        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), fn);
+        return;
+    }
+    struct json_object *arguments = vf_json_strings("device", flow->job, NULL);
+
+    vf_json_add_int(arguments, "speed", 0);
+    flow->on_unlimited = fn;
+    vf_ask(flow, "block-job-set-speed", arguments, on_unlimited);
+}
+
+void
 vf_job_share(struct vf_flow *flow, double from, double to)
 {
     flow->share_from = from;

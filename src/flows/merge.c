@@ -358,7 +358,7 @@ on_ready(struct vf_flow *flow, const struct vf_reply *reply)
     else if (!journal_disk(flow, "merge-final"))
         give_up(flow, VF_REFUSED);
     else
-        vf_ask(flow, "job-complete", vf_json_strings("id", flow->job, NULL), on_completing);
+        vf_job_complete(flow, on_completing);
 }
 
 static void
@@ -426,9 +426,7 @@ start_commit(struct vf_flow *flow)
                         NULL);
 
     vf_json_add_bool(arguments, "auto-finalize", false);
-    vf_json_add_bool(arguments, "auto-dismiss", false);
-    vf_job_watch(flow, id);
-    vf_ask(flow, "block-commit", arguments, on_commit_started);
+    vf_job_ask(flow, id, "block-commit", arguments, on_commit_started);
 }
 
 static void

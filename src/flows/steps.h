@@ -191,6 +191,13 @@ enum {
 /* What the ids of jobs on disks begin with, so that a later vmfrost knows them. */
 #define VF_JOB_OURS "vfm"
 void vf_job_watch(struct vf_flow *flow, const char *id);
+/* Adds to the arguments of a command that starts a job on a disk what all of them have: it stays
+ * until it is dismissed, is watched from now on, and is as fast as the VM's settings let it be. */
+void vf_job_ask(struct vf_flow *flow, const char *id, const char *command,
+                struct json_object *arguments, vf_flow_fn *fn);
+/* Asks the job that is READY for its end. From here on it is limited by nothing: a guest that
+ * writes faster than the limit would never let it end. */
+void vf_job_complete(struct vf_flow *flow, vf_flow_fn *fn);
 /* What the job does is this part of the running step, in percents: vf_job_wait() tells the
  * progress. It counts for all jobs of the step that come after; without it nothing is told. */
 void vf_job_share(struct vf_flow *flow, double from, double to);

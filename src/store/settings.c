@@ -147,6 +147,7 @@ enum setting {
     SETTING_EMERGENCY_THAW,
     SETTING_OS,
     SETTING_FLUSH,
+    SETTING_COPY_SPEED,
     SETTING_WARN_DEPTH,
     SETTING_WARN_AGE,
     SETTING_KEEP_LAST,
@@ -171,6 +172,7 @@ static const char *const keys[] = {
     [SETTING_EMERGENCY_THAW] = "emergencyThaw",
     [SETTING_OS] = "os",
     [SETTING_FLUSH] = "flush",
+    [SETTING_COPY_SPEED] = "copySpeed",
     [SETTING_WARN_DEPTH] = "warnDepth",
     [SETTING_WARN_AGE] = "warnAge",
     [SETTING_KEEP_LAST] = "keepLast",
@@ -256,6 +258,16 @@ read_count(const struct reader *reader, const char *key, const char *text, int64
 }
 
 static bool
+read_speed(const struct reader *reader, const char *key, const char *text, int64_t *speed_r)
+{
+    if (vf_parse_size(text, speed_r) && *speed_r > 0)
+        return true;
+    *speed_r = 0;
+    vf_fail(reader->error, reader->code, "%s: \"%s\" cannot be \"%s\"", reader->where, key, text);
+    return vf_hint(reader->error, "\"%s\" is how much to copy in a second, like \"50M\".", key);
+}
+
+static bool
 read_address(const struct reader *reader, const char *key, const char *text, char **address_r)
 {
     if (text[0] != '/' && !vf_starts_with(text, "tcp:"))
@@ -321,6 +333,8 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         free(vm->flush);
         vm->flush = vf_strdup(text);
         return true;
+    case SETTING_COPY_SPEED:
+        return read_speed(reader, key, text, &vm->copy_speed);
     case SETTING_WARN_DEPTH:
         return read_count(reader, key, text, &vm->warn_depth);
     case SETTING_WARN_AGE:
@@ -384,10 +398,11 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             setting++;
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
-            return vf_hint(error, "The settings are qmp, agent, overlayFolder, deadline, "
-                                  "frozenLimit, quiesce, method, emergencyThaw, os, flush, disks, "
-                                  "persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
-                                  "maxAge, warnDepth and warnAge.");
+            return vf_hint(error,
+                           "The settings are qmp, agent, overlayFolder, deadline, "
+                           "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
+                           "disks, persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
+                           "maxAge, warnDepth and warnAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

@@ -54,6 +54,7 @@ struct vf_vm {
     char *flush;                           /* "flush": auto, off, or a command; NULL: auto */
     /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
     struct vf_retention retention;
+    int64_t copy_speed;        /* "copySpeed": bytes per second of a merge or an export */
     int64_t warn_depth;        /* "warnDepth": images of a chain, above which status warns */
     int64_t warn_age_ms;       /* "warnAge": of a snapshot */
     struct json_object *disks; /* "disks": an array of {"name", "file", "format"}; see disks.h */

@@ -102,7 +102,7 @@ test_find(struct vf_store *store, const char *scratch)
         "\"1500ms\", \"quiesce\": \"require\", \"method\": \"preopened\", \"emergencyThaw\": "
         "\"sysrq\", \"os\": \"windows\", \"overlayFolder\": \"%s\", \"keepLast\": \"3\", "
         "\"keepHourly\": \"24\", \"keepDaily\": \"7\", \"keepWeekly\": \"4\", \"maxAge\": \"30d\", "
-        "\"warnDepth\": \"5\", \"warnAge\": \"2d\"}",
+        "\"copySpeed\": \"50M\", \"warnDepth\": \"5\", \"warnAge\": \"2d\"}",
         linked, var_run, var_run);
     VF_AUTO_FREE char *agent = vf_printf("%s/web.qga", run);
     struct vf_vm vm;
@@ -126,6 +126,7 @@ test_find(struct vf_store *store, const char *scratch)
     is_int(vm.retention.keep_hourly, 24, "of how many hours");
     is_int(vm.retention.keep_daily, 7, "of how many days");
     is_int(vm.retention.keep_weekly, 4, "of how many weeks");
+    is_int(vm.copy_speed, 50 << 20, "how fast to copy");
     is_int(vm.warn_depth, 5, "how deep a chain may be");
     is_int(vm.warn_age_ms, INT64_C(2) * 86400000, "how old a snapshot may be");
     is_int(vm.retention.max_age_ms, INT64_C(30) * 86400000, "for how long");
@@ -200,6 +201,8 @@ test_settings(struct vf_store *store, const char *state)
         {"{\"qmp\": null}", "\"qmp\" has to be a text", ""},
         {"{\"qmp\": \"/x/q\", \"quiet\": \"yes\"}", "no setting \"quiet\"", "frozenLimit"},
         {"{\"qmp\": \"/x/q\", \"deadline\": 300}", "\"deadline\" has to be a text", ""},
+        {"{\"qmp\": \"/x/q\", \"copySpeed\": \"0\"}", "\"copySpeed\" cannot", "\"50M\""},
+        {"{\"qmp\": \"/x/q\", \"copySpeed\": \"fast\"}", "\"copySpeed\" cannot", "\"50M\""},
         {"{\"qmp\": \"/x/q\", \"deadline\": \"5 minutes\"}", "\"deadline\" cannot", "\"5m\""},
         {"{\"qmp\": \"/x/q\", \"frozenLimit\": \"0s\"}", "\"frozenLimit\" cannot", "above 0"},
         {"{\"qmp\": \"/x/q\", \"quiesce\": \"Auto\"}", "\"quiesce\" cannot",
