@@ -302,9 +302,8 @@ is_consistent(const struct vf_flow *flow)
            evidence->frozen_count > 0 && evidence->thawed_count == evidence->frozen_count;
 }
 
-/* The VM was not running. A recovery knows it from the record. */
-static bool
-is_offline(const struct vf_flow *flow)
+bool
+vf_record_is_offline(const struct vf_flow *flow)
 {
     struct json_object *indications = vf_json_array(flow->record, "indications");
 
@@ -334,10 +333,10 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     vf_json_add_string(record, "phase", phase);
     vf_json_add_bool(record, "readyToUse", ready);
     vf_json_add_string(record, "consistency",
-                       !ready                ? "none"
-                       : is_consistent(flow) ? "filesystem"
-                       : is_offline(flow)    ? "offline"
-                                             : "crash");
+                       !ready                       ? "none"
+                       : is_consistent(flow)        ? "filesystem"
+                       : vf_record_is_offline(flow) ? "offline"
+                                                    : "crash");
     add_time(flow, record, "creationTime", ready ? flow->evidence.cut : 0);
     if (flow->recovered_evidence)
         vf_json_add_string(record, "creationTime", vf_json_string(flow->recovered_evidence, "cut"));

@@ -10,6 +10,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "flows/history.h"
@@ -261,17 +262,54 @@ look_at_graph(struct vf_flow *flow)
 
 /* QEMU is gone: which of its two images was the live one? */
 
-/* The VM stopped in the middle of a merge. Every name is made to lead to its live image, which is
- * what counts; the record knows that it is no snapshot any more, and of which images it is made, so
- * that a deletion can finish the merge when the VM runs. */
+/* QEMU was started again on the base of this disk, whose name had not been turned yet: what that
+ * QEMU writes is in the image that was to be sealed. When the VM did not run at the time of the
+ * snapshot, that is also seen afterwards, because nobody wrote to the base after the overlay was
+ * made. */
 static bool
-leave_half_merged(struct vf_flow *flow)
+base_was_used(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct stat base, overlay;
+
+    if (vf_cut_is_flipped(cut) || vf_history_overlay_counts(flow, cut))
+        return false;
+    return vf_cut_base_is_live(cut) ||
+           (vf_record_is_offline(flow) && stat(cut->names.sealed, &base) == 0 &&
+            stat(cut->names.overlay, &overlay) == 0 && S_ISREG(base.st_mode) &&
+            (base.st_mtim.tv_sec > overlay.st_mtim.tv_sec ||
+             (base.st_mtim.tv_sec == overlay.st_mtim.tv_sec &&
+              base.st_mtim.tv_nsec > overlay.st_mtim.tv_nsec)));
+}
+
+static bool
+any_base_was_used(struct vf_flow *flow)
 {
     for (size_t i = 0; i < flow->cut_count; i++)
-        if (!flow->cuts[i].merged && !vf_turn_to_overlay(flow, &flow->cuts[i]))
+        if (base_was_used(flow, &flow->cuts[i]))
+            return true;
+    return false;
+}
+
+/* Some disks go on with their bases, the others with their overlays, which nobody can merge now.
+ * Every name is made to lead to its live image, which is what counts, and of the first ones all
+ * that was prepared is removed. The record knows that it is no snapshot, and of which images it is
+ * made, so that a deletion can finish it. */
+static bool
+leave_half(struct vf_flow *flow, const char *why)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->merged || base_was_used(flow, cut))
+            continue;
+        if (!vf_turn_to_overlay(flow, cut))
             return false;
-    vf_warn(flow, "the VM stopped in the middle of a merge: delete %s@%s to finish that",
-            flow->vm.name, flow->snapshot_name ? flow->snapshot_name : "");
+        cut->elsewhere = true;
+    }
+    vf_warn(flow, "%s: delete %s@%s to finish that", why, flow->vm.name,
+            flow->snapshot_name ? flow->snapshot_name : "");
+    flow->engine.conditions |= VF_IF_FILES;
+    flow->action = "none";
     flow->half_merged = true;
     return true;
 }
@@ -280,6 +318,7 @@ static void
 decide_offline(struct vf_flow *flow)
 {
     size_t live = 0;
+    bool left = true;
 
     load_record(flow);
     for (size_t i = 0; i < flow->cut_count; i++) {
@@ -306,15 +345,15 @@ decide_offline(struct vf_flow *flow)
         flow->action = "thawed";
     } else if (live == 0) {
         back(flow, VF_IF_FILES);
-    } else if (!vf_history_merge_had_begun(flow)) {
-        forward(flow);
-    } else if (leave_half_merged(flow)) {
-        flow->action = "none";
+    } else if (vf_history_merge_had_begun(flow)) {
+        left = leave_half(flow, "the VM stopped in the middle of a merge");
+    } else if (any_base_was_used(flow)) {
+        left =
+            leave_half(flow, "the VM was started when some disks had a snapshot, and others not");
     } else {
-        vf_end(flow, VF_REFUSED);
-        return;
+        forward(flow);
     }
-    vf_end(flow, VF_OK);
+    vf_end(flow, left ? VF_OK : VF_REFUSED);
 }
 
 static void
@@ -348,6 +387,21 @@ let_go(struct vf_flow *flow)
 
 /* Closing. */
 
+/* The hidden names of the overlays that stay go with the QEMU that knows them. */
+static bool
+remember_links(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        bool stays = !flow->half_merged || cut->elsewhere;
+
+        if (stays && cut->naming == VF_NAMING_FLIP && flow->qemu.pid &&
+            !vf_links_add(flow, cut->names.overlay, cut->names.top))
+            return false;
+    }
+    return true;
+}
+
 static bool
 close_forward(struct vf_flow *flow)
 {
@@ -362,10 +416,8 @@ close_forward(struct vf_flow *flow)
     flow->evidence.frozen_count = frozen_count;
     flow->evidence.thawed_count = thawed_count;
     flow->recovered_evidence = thawed;
-    for (size_t i = 0; i < flow->cut_count; i++)
-        if (flow->cuts[i].naming == VF_NAMING_FLIP && flow->qemu.pid &&
-            !vf_links_add(flow, flow->cuts[i].names.overlay, flow->cuts[i].names.top))
-            return false;
+    if (!remember_links(flow))
+        return false;
     /* The cut's reply came before the thaw: only then is its time in that line. */
     bool proved =
         !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
@@ -395,6 +447,8 @@ close_back(struct vf_flow *flow)
         return true;
     struct vmfrost_error kept = flow->error;
 
+    for (size_t i = 0; i < flow->cut_count; i++)
+        flow->cuts[i].elsewhere = false;
     flow->error = (struct vmfrost_error){.code = VMFROST_OK};
     vf_fail(&flow->error, VMFROST_FAILED, "vmfrost was interrupted; the snapshot was rolled back");
     bool written = vf_record_write(flow, "Failed", false);
@@ -413,7 +467,7 @@ close_up(struct vf_flow *flow)
     if (flow->engine.conditions & VF_IF_FORWARD)
         closed = close_forward(flow);
     else if (flow->half_merged && flow->record)
-        closed = close_back(flow);
+        closed = remember_links(flow) && close_back(flow);
     else if (vf_history_was(flow, "snapshot") && flow->action &&
              strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);

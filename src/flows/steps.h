@@ -234,6 +234,8 @@ void vf_record_make(struct vf_flow *flow, const char *name);
 /* The record of `snapshot` knows its sealed image `path` again, which was written to on purpose. */
 bool vf_record_refresh(struct vf_flow *flow, const char *snapshot, const char *path);
 bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
+/* The VM was not running. A recovery knows it from the record. */
+bool vf_record_is_offline(const struct vf_flow *flow);
 bool vf_keep_links(struct vf_flow *flow);
 /* The operation goes on in spite of its error, which becomes a warning. */
 void vf_absolve(struct vf_flow *flow);

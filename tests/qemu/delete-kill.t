@@ -188,10 +188,49 @@ def second_fails(t):
         t.is_(wrong, [], f"{form.__name__}: stopped at its second disk")
 
 
+def half_undone(t):
+    """A snapshot that is called off dies at its second disk, and QEMU with it. Of the first disk nothing
+    is left; of the second one what a deletion has to finish."""
+    wrong = []
+    with Qemu(drive("web") + drive("data"), ["web.qcow2", "data.qcow2"]) as vm:
+        command = vm.start_vmfrost(
+            "snapshot", "@one", env={"VMFROST_TEST_AT": "stop:verify,stop:merge.started"})
+
+        def stops(what, mark=""):
+            wait_until(lambda: process_state(command.pid) == "T" and
+                       mark in vm.journal()[0].read_text(), what=what, interval=0.002)
+
+        stops("the stop before its verification")
+        for disk in ("web", "data"):
+            vm.write(disk, 2, 1)
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+        stops("the first disk", '"merge-flip"')
+        command.signal(signal.SIGCONT)
+        stops("the second disk", '"merged"')
+        command.signal(signal.SIGKILL)
+        finish(command)
+        vm.kill()
+        recover(vm, wrong, "first")
+        wrong += left_over(vm, ["web.qcow2", "data.qcow2", "data@one.qcow2"])
+        for disk in ("web", "data"):
+            if vm.read(f"{disk}.qcow2", 2) != [0, 2]:
+                wrong.append(f"{disk}: {vm.read(f'{disk}.qcow2', 2)}")
+        vm.start()
+        vm.delete("one")
+        vm.restart()
+        recover(vm, wrong, "restarted")
+        wrong += left_over(vm, ["web.qcow2", "data.qcow2"])
+        for disk in ("web", "data"):
+            if vm.sees(disk, 2) != [0, 2]:
+                wrong.append(f"{disk}: {vm.sees(disk, 2)}")
+    t.is_(wrong, [], "a snapshot is undone by half")
+
+
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (launchers_nodes, new_file, unplugged, second_fails):
+        for part in (launchers_nodes, new_file, unplugged, second_fails, half_undone):
             if only in part.__name__:
                 part(t)
 
