@@ -63,23 +63,28 @@ save(struct vf_flow *flow, struct json_object *links)
     return vf_replace_file(path, text, strlen(text), &error) || vf_note_error(flow, &error);
 }
 
-bool
-vf_links_add(struct vf_flow *flow, const char *path, const char *top)
+static void
+append(const struct vf_flow *flow, struct json_object *links, const char *path, const char *top)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
     struct json_object *link = vf_json_strings("path", path, "top", top, NULL);
 
     vf_json_add_int(link, "qemu", flow->qemu.pid);
     vf_json_add_int(link, "qemuStarted", (int64_t)flow->qemu.started);
     json_object_array_add(links, link);
-    return save(flow, links);
 }
 
 bool
-vf_links_has(const struct vf_flow *flow, const char *path)
+vf_links_add(struct vf_flow *flow, const char *path, const char *top)
 {
     VF_AUTO_JSON struct json_object *links = load(flow);
 
+    append(flow, links, path, top);
+    return save(flow, links);
+}
+
+static bool
+is_among(const struct vf_flow *flow, struct json_object *links, const char *path)
+{
     for (size_t i = 0; i < vf_json_length(links); i++) {
         const char *its_path = vf_json_string(vf_json_at(links, i), "path");
         int64_t pid = 0;
@@ -89,6 +94,29 @@ vf_links_has(const struct vf_flow *flow, const char *path)
             return true;
     }
     return false;
+}
+
+bool
+vf_links_has(const struct vf_flow *flow, const char *path)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+
+    return is_among(flow, links, path);
+}
+
+bool
+vf_links_add_overlays(struct vf_flow *flow)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow);
+    size_t before = vf_json_length(links);
+
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+
+        if (cut->naming == VF_NAMING_FLIP && !is_among(flow, links, cut->names.overlay))
+            append(flow, links, cut->names.overlay, cut->names.top);
+    }
+    return vf_json_length(links) == before || save(flow, links);
 }
 
 char *

@@ -500,17 +500,14 @@ vf_keep_links(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
+    if (!(flow->engine.conditions & VF_IF_STOPPED))
+        return vf_links_add_overlays(flow);
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
-        if (cut->naming == VF_NAMING_FLIP && (flow->engine.conditions & VF_IF_STOPPED)) {
-            if (!vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error))
-                return vf_note_error(flow, &error);
-            continue;
-        }
         if (cut->naming == VF_NAMING_FLIP &&
-            !vf_links_add(flow, cut->names.overlay, cut->names.top))
-            return false;
+            !vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error))
+            return vf_note_error(flow, &error);
     }
     return true;
 }

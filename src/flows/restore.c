@@ -509,34 +509,36 @@ flip(struct vf_flow *flow)
 
 /* The end. */
 
-/* QEMU knows the restored disk by its hidden name. */
-static bool
-settle_link(struct vf_flow *flow, const struct vf_cut *cut)
+static void
+warn_of_open(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
     struct vf_opened opened;
 
-    if (cut->naming == VF_NAMING_NEW_FILE)
-        return true;
-    if (!vf_process_alive(flow->qemu))
-        return vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error) ||
-               vf_note_error(flow, &error);
     if (vf_process_opened(flow->qemu.pid, cut->base, &opened) &&
         (opened.read_only || opened.read_write))
         vf_warn(flow, "disk %s: QEMU (pid %d) still has open what the disk ran on before",
                 cut->name, (int)flow->qemu.pid);
-    return vf_links_has(flow, cut->names.overlay) ||
-           vf_links_add(flow, cut->names.overlay, cut->names.top);
 }
 
-/* ... and the images of before by no name any more. */
+/* QEMU knows the restored disks by their hidden names, and the images of before by no name any
+ * more; without a QEMU nobody knows any. */
 static bool
 settle_links(struct vf_flow *flow)
 {
-    for (size_t i = 0; i < flow->cut_count; i++)
-        if (!settle_link(flow, &flow->cuts[i]))
-            return false;
-    return !vf_process_alive(flow->qemu) || vf_links_trim(flow);
+    bool lives = vf_process_alive(flow->qemu);
+
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct vmfrost_error error = {.code = VMFROST_OK};
+
+        if (cut->naming == VF_NAMING_NEW_FILE)
+            continue;
+        if (lives)
+            warn_of_open(flow, cut);
+        else if (!vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error))
+            return vf_note_error(flow, &error);
+    }
+    return !lives || (vf_links_add_overlays(flow) && vf_links_trim(flow));
 }
 
 static bool

@@ -248,6 +248,8 @@ bool vf_journal_close_up(struct vf_flow *flow);
 /* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top`
  * is the visible name of the same disk. */
 bool vf_links_add(struct vf_flow *flow, const char *path, const char *top);
+/* The same for the hidden names of all overlays of this flow. */
+bool vf_links_add_overlays(struct vf_flow *flow);
 /* It is remembered for the QEMU of this flow. */
 bool vf_links_has(const struct vf_flow *flow, const char *path);
 /* The visible name of the disk that QEMU knows by `path`; owned by the caller; NULL if not ours. */
