@@ -24,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
-from lab import (PATIENCE, Disk, LabError, Qmp, Tap, Vm, ext4_needs_recovery,  # noqa: E402,F401
-                 instant_problem, run, start_vmfrost, vmfrost, vmfrost_program, wait_until,
-                 xfs_log_clean)
+from lab import (PATIENCE, Disk, LabError, Qmp, RawCopy, Tap, Vm,  # noqa: E402,F401
+                 ext4_needs_recovery, instant_problem, run, start_vmfrost, vmfrost,
+                 vmfrost_program, wait_until, xfs_log_clean)
 
 # A test in the background of a script is started with signals ignored that vmfrost is to obey.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -133,6 +133,11 @@ class Site:
         if not (self.folder / "vm.json").exists():
             self.add(*self.settings)
         return self
+
+    def power_off(self):
+        """End the guest in good order: its file systems are unmounted."""
+        self.vm.sh("sync; for m in /mnt/*; do umount $m || exit 1; done", timeout=60)
+        self.vm.quit()
 
     def add(self, *settings):
         """vmfrost add, with these settings."""
@@ -323,8 +328,22 @@ class Site:
             wait_until(lambda: not self.guards(), 5, "the guard's end")
         return self.tap.is_(list(self.strays()), [], f"{what}: nothing stray is left")
 
+    def damage(self):
+        """What the checks of images and file systems say of a guest that is off: sentences."""
+        wrong = []
+        for disk in self.vm.disks:
+            with RawCopy(self.image(disk.name)) as raw:
+                words = ["xfs_repair", "-n"] if disk.fs == "xfs" else ["e2fsck", "-fn"]
+                done = run(*words, raw, check=False)
+                if done.returncode:
+                    wrong.append(f"{disk.name}: {done.stdout[-400:]}")
+            done = run("qemu-img", "check", self.image(disk.name), check=False)
+            if done.returncode:
+                wrong.append(f"{disk.name}: qemu-img check: {done.stdout}")
+        return wrong
+
     def one_instant(self, disk_a, disk_b, acked, what, snapshot=None):
         """A test: two images of the writer's disks are of one instant, with all `acked` records."""
         return self.tap.is_(
-            instant_problem(self.image(disk_a, snapshot), self.image(disk_b, snapshot), acked),
+            instant_problem(self.image(disk_a, snapshot), self.image(disk_b, snapshot), acked=acked),
             None, f"{what}: of one instant, with all that was acknowledged")

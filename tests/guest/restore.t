@@ -3,9 +3,7 @@
 """Going back to a snapshot with a real guest: it boots again by itself, finds what it had then and
 nothing of what came later, and can be brought back to that, too. Its file systems stay whole."""
 
-from guesttest import Disk, Site, guest_test, run, wait_until
-
-from lab import _RawCopy  # a raw copy of an image with its chain
+from guesttest import Disk, Site, guest_test, wait_until
 
 
 def boot_id(site):
@@ -34,27 +32,6 @@ def has_booted(site, before, what):
     site.tap.ok(after != before, f"{what}: the guest has booted anew")
     site.thawed(what)
     return after
-
-
-def damage(site):
-    """What file system checks say of the current images: a list of sentences."""
-    wrong = []
-    for disk in site.vm.disks:
-        with _RawCopy(site.image(disk.name)) as raw:
-            words = ["xfs_repair", "-n"] if disk.fs == "xfs" else ["e2fsck", "-fn"]
-            done = run(*words, raw, check=False)
-            if done.returncode:
-                wrong.append(f"{disk.name}: {done.stdout[-400:]}")
-        done = run("qemu-img", "check", site.vm.path(disk.file), check=False)
-        if done.returncode:
-            wrong.append(f"{disk.name}: qemu-img check: {done.stdout}")
-    return wrong
-
-
-def power_off(site):
-    """Ends the guest in good order."""
-    site.vm.sh("sync; for m in /mnt/*; do umount $m || exit 1; done", timeout=30)
-    site.vm.quit()
 
 
 def online(site):
@@ -86,8 +63,8 @@ def online(site):
     tap.is_(marks(site), on_all("mark-1", "mark-2"), "back to later: as it was then")
     site.tidy("back to later")
     write_mark(site, "mark-4")
-    power_off(site)
-    tap.is_(damage(site), [], "off: the file systems are whole")
+    site.power_off()
+    tap.is_(site.damage(), [], "off: the file systems are whole")
 
 
 def offline(site):
@@ -100,12 +77,12 @@ def offline(site):
     site.boot()
     tap.is_(marks(site), on_all("mark-1"), "booted: as it was then")
     write_mark(site, "mark-5")
-    power_off(site)
+    site.power_off()
     site.expect(0, "restore", "web@off", "--discard", what="and back again")
     site.boot()
     tap.is_(marks(site), on_all("mark-1", "mark-2", "mark-4"), "booted: as it was before")
-    power_off(site)
-    tap.is_(damage(site), [], "off again: the file systems are whole")
+    site.power_off()
+    tap.is_(site.damage(), [], "off again: the file systems are whole")
     site.expect(0, "recover", "web", what="off again: nothing to recover")
     site.tidy("off again")
 

@@ -33,7 +33,8 @@ def good(site):
     record = json.loads((folder / "record").read_text(encoding="utf-8"))
     site.tap.is_(record["consistency"], "filesystem", "the command is told that it is consistent")
     site.tap.ok(not ext4_needs_recovery(folder / "web.qcow2"), "the copy really is")
-    site.tap.is_(instant_problem(folder / "web.qcow2", folder / "data.qcow2", acked), None,
+    site.tap.is_(instant_problem(folder / "web.qcow2", folder / "data.qcow2",
+                                 acked=acked), None,
                  "its disks are of one instant, with all that was acknowledged")
     site.tap.is_(site.records(), [], "no record is left")
     site.thawed("with")
@@ -98,7 +99,7 @@ def main():
             site.vm.stop_writer()
             acked = site.vm.writer_acked()
             site.vm.kill()
-            tap.is_(instant_problem(site.image("web"), site.image("data"), acked), None,
+            tap.is_(instant_problem(site.image("web"), site.image("data"), acked=acked), None,
                     "after all of it, the guest's disks hold all that it has written")
 
 

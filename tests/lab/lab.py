@@ -301,6 +301,10 @@ class Qmp:
 Sh = namedtuple("Sh", "code out")
 Sh.__doc__ = """A guest command's end: exit status (None: timed out) and output."""
 
+def _mounts(disks):
+    return " ".join(f"/mnt/{disk}" for disk in disks)
+
+
 Probe = namedtuple("Probe", "writes longest_us mean_us")
 Probe.__doc__ = """Writes of the stall probe since its last reset."""
 
@@ -599,17 +603,23 @@ class Vm:
 
     # --- the writer and the probe
 
-    def start_writer(self, disk_a, disk_b, pause_us=0):
-        """Start numbered records on two disks; returns once the first is flushed on both."""
-        self.sh(f"lab-writer start /mnt/{disk_a} /mnt/{disk_b} {pause_us}", timeout=60)
+    def start_writer(self, *disks, pause_us=0):
+        """Start numbered records on disks; returns once the first is flushed on all."""
+        self.sh(f"lab-writer start {pause_us} " + _mounts(disks), timeout=60)
 
     def writer_acked(self):
-        """How many records are flushed on both disks. Works while frozen."""
+        """How many records are flushed on all disks. Works while frozen."""
         return int(self.sh("lab-writer acked").out)
 
     def stop_writer(self):
-        """Stop the writer; how many records are flushed on both disks."""
+        """Stop the writer; how many records are flushed on all disks."""
         return int(self.sh("lab-writer stop", timeout=60).out)
+
+    def read_writer(self, *disks):
+        """The number of the last record on each disk, as the guest finds them: LabError if one
+        is torn or missing."""
+        return [int(line) for line in
+                self.sh("lab-writer read " + _mounts(disks), timeout=60).out.split()]
 
     def start_probe(self, disk, period_us=2000):
         """Start a small write and flush every period_us on a disk."""
@@ -625,13 +635,13 @@ class Vm:
 
 RECORD = struct.Struct("<8sQQ484xI")  # guest/lab-writer.c
 RECORD_MAGIC = b"VMFWRIT1"
-RECORD_SLOTS = 4096
+RECORD_SLOTS = 16384
 
 Records = namedtuple("Records", "run last")
 Records.__doc__ = """The writer's records in an image: which run, and the last number."""
 
 
-class _RawCopy:
+class RawCopy:
     """A raw copy of an image (with its chain) while the `with` block lasts.
 
     QEMU may have the image open; its content must stand still, as that of a
@@ -654,7 +664,7 @@ class _RawCopy:
 
 def ext4_needs_recovery(image, fmt=None):
     """Would mounting this ext4 image replay its journal? Not after a freeze."""
-    with _RawCopy(image, fmt) as raw:
+    with RawCopy(image, fmt) as raw:
         features = re.search(r"^Filesystem features:(.*)$", run("dumpe2fs", "-h", raw).stdout, re.M)
         if not features:
             raise LabError(f"{image}: no ext4")
@@ -669,7 +679,7 @@ def xfs_log_clean(image, fmt=None):
     `xfs_repair -n` and the state xfs_logprint prints therefore call a frozen
     image dirty. What tells is whether anything else is in the log.
     """
-    with _RawCopy(image, fmt) as raw:
+    with RawCopy(image, fmt) as raw:
         done = run("xfs_logprint", "-t", raw, check=False)
     if "state: <" not in done.stdout:
         raise LabError(f"{image}: xfs_logprint: {done.stderr.strip()}")
@@ -718,7 +728,7 @@ def writer_records(image, fmt=None):
     ext4 is read through its file system; in anything else the records are
     looked for. LabError if the image cannot have come from an intact disk.
     """
-    with _RawCopy(image, fmt) as raw:
+    with RawCopy(image, fmt) as raw:
         with open(raw, "rb") as file:
             is_ext4 = file.read(2048)[1080:1082] == b"\x53\xef"
         try:
@@ -743,22 +753,26 @@ def writer_records(image, fmt=None):
     return Records(began, last)
 
 
-def instant_problem(image_a, image_b, acked=0):
-    """Why two images are not of one instant (None if they are): the writer's disks
-    A and B. Both must hold at least `acked` records, and A as many as B or one more."""
-    a, b = writer_records(image_a), writer_records(image_b)
-    if b.last and a.run != b.run:
+def instant_problem(*images, acked=0, most=None):
+    """Why images are not of one instant (None if they are): those of the writer's disks, in its
+    order. All must hold at least `acked` records, and each as many as the one behind it; what is
+    more than that is one record, the writer's next. `most`: and not more than so many."""
+    found = [writer_records(image) for image in images]
+    lasts = [records.last for records in found]
+    if len({records.run for records in found if records.last}) > 1:
         return "records of different runs"
-    if not 0 <= a.last - b.last <= 1:
-        return f"A ends with record {a.last}, B with {b.last}"
-    if b.last < acked:
-        return f"{acked} records were acknowledged, the images hold {b.last}"
+    if sorted(lasts, reverse=True) != lasts or lasts[0] - lasts[-1] > 1:
+        return f"the images end with the records {lasts}"
+    if lasts[-1] < acked:
+        return f"{acked} records were acknowledged, the images end with {lasts}"
+    if most is not None and lasts[0] > most:
+        return f"there cannot be more than {most} records, the images end with {lasts}"
     return None
 
 
-def one_instant(image_a, image_b, acked=0):
-    """Are these images of the writer's disks A and B of one instant?"""
-    return instant_problem(image_a, image_b, acked) is None
+def one_instant(*images, acked=0):
+    """Are these images of the writer's disks, in its order, of one instant?"""
+    return instant_problem(*images, acked=acked) is None
 
 
 # --- the command under test -----------------------------------------------

@@ -132,7 +132,7 @@ def images(tap, vm):
     sealed = snapshot(vm, "frozen")
     time.sleep(0.3)
     vm.agent_command(THAW)
-    tap.is_(instant_problem(sealed["web"], sealed["data"], acked), None,
+    tap.is_(instant_problem(sealed["web"], sealed["data"], acked=acked), None,
             "two disks frozen and cut are of one instant, and hold what was acknowledged")
     tap.ok(not ext4_needs_recovery(sealed["web"]), "a frozen ext4 needs no recovery")
     tap.ok(xfs_log_clean(sealed["logs"]), "a frozen xfs has a clean log")
@@ -143,14 +143,14 @@ def images(tap, vm):
     wait_until(lambda: vm.writer_acked() > acked + 50, what="more records")
     acked = vm.writer_acked()
     cut = snapshot(vm, "cut")
-    tap.is_(instant_problem(cut["web"], cut["data"], acked), None,
+    tap.is_(instant_problem(cut["web"], cut["data"], acked=acked), None,
             "cut without a freeze, they are of one instant as well")
     tap.ok(ext4_needs_recovery(cut["web"]), "but this ext4 needs recovery")
     tap.ok(not xfs_log_clean(cut["logs"]), "and this xfs has a dirty log")
 
     tap.ok(not one_instant(cut["web"], sealed["data"]), "images of two instants are told apart")
     tap.ok(not one_instant(sealed["web"], cut["data"]), "either way round")
-    tap.ok(not one_instant(sealed["web"], sealed["data"], acked), "lost records are noticed")
+    tap.ok(not one_instant(sealed["web"], sealed["data"], acked=acked), "lost records are noticed")
     last = vm.stop_writer()
     tap.ok(last >= acked, "the writer stops when told")
 
@@ -165,7 +165,7 @@ def other_hardware(tap, folder):
         vm.start_writer("a", "b", pause_us=1000)
         vm.kill()
         images = [vm.path(disk.file) for disk in vm.disks]
-        tap.is_(instant_problem(*images, 1), None,
+        tap.is_(instant_problem(*images, acked=1), None,
                 "records are also found in an xfs, and survive a SIGKILL of QEMU")
         damaged = bytearray(images[1].read_bytes())
         damaged[damaged.index(b"VMFWRIT1") + 100] ^= 1
