@@ -39,21 +39,10 @@ struct with {
 };
 
 static enum vmfrost_code
-end(struct with *with, enum vmfrost_code code, const char *text, const char *next)
-{
-    free(with->outcome.text);
-    free(with->outcome.next);
-    with->outcome.code = code;
-    with->outcome.text = vf_strdup(text);
-    with->outcome.next = vf_strdup(next);
-    return code;
-}
-
-static enum vmfrost_code
 end_and_report(struct with *with, enum vmfrost_code code, const char *text, const char *next)
 {
     report_text(with->cli, text, next);
-    return end(with, code, text, next);
+    return outcome_set(&with->outcome, code, text, next);
 }
 
 /* What --events has of a part: like a result, but for its name. */
@@ -115,7 +104,7 @@ take(struct with *with)
     enum vmfrost_code code = job_report(cli, &job);
 
     if (code != VMFROST_OK)
-        end(with, code, job.outcome.text, job.outcome.next);
+        outcome_set(&with->outcome, code, job.outcome.text, job.outcome.next);
     with->outcome.snapshot = job.outcome.snapshot;
     with->outcome.guest = job.outcome.guest;
     if (job.outcome.snapshot == VMFROST_SNAPSHOT_TAKEN)
@@ -208,7 +197,7 @@ run_command(struct with *with)
     VF_AUTO_FREE char *text = vf_printf("the command ended with exit code %d", code);
 
     if (code != 0)
-        end(with, (enum vmfrost_code)code, text, "");
+        outcome_set(&with->outcome, (enum vmfrost_code)code, text, "");
 }
 
 /*

@@ -11,6 +11,17 @@
 #include "util/json.h"
 #include "util/mem.h"
 
+enum vmfrost_code
+outcome_set(struct outcome *outcome, enum vmfrost_code code, const char *text, const char *next)
+{
+    free(outcome->text);
+    free(outcome->next);
+    outcome->code = code;
+    outcome->text = vf_strdup(text);
+    outcome->next = vf_strdup(next);
+    return code;
+}
+
 void
 job_init(struct job *job, struct cli *cli, const char *vm, bool several)
 {

@@ -34,6 +34,10 @@ struct job {
     struct outcome outcome;
 };
 
+/* What became of it, in words that are copied; frees the former ones. Returns the code. */
+enum vmfrost_code outcome_set(struct outcome *outcome, enum vmfrost_code code, const char *text,
+                              const char *next);
+
 /* `several`: it is one of a number that run at a time. Needs cli->context. */
 void job_init(struct job *job, struct cli *cli, const char *vm, bool several);
 void job_release(struct job *job);

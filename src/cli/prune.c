@@ -22,17 +22,6 @@ struct pruning {
     struct outcome outcome;      /* its strings are owned */
 };
 
-static enum vmfrost_code
-fail(struct pruning *pruning, enum vmfrost_code code, const char *text, const char *next)
-{
-    free(pruning->outcome.text);
-    free(pruning->outcome.next);
-    pruning->outcome.code = code;
-    pruning->outcome.text = vf_strdup(text);
-    pruning->outcome.next = vf_strdup(next);
-    return code;
-}
-
 /*
  * The plan, for people
  */
@@ -175,7 +164,7 @@ delete_one(struct pruning *pruning, struct json_object *entry)
     if (code == VMFROST_OK)
         json_object_array_add(pruning->removed, json_object_new_string(name));
     else
-        fail(pruning, code, job.outcome.text, job.outcome.next);
+        outcome_set(&pruning->outcome, code, job.outcome.text, job.outcome.next);
     pruning->outcome.guest = job.outcome.guest;
     job_release(&job);
     return code;
@@ -199,7 +188,8 @@ delete_all(struct pruning *pruning)
            delete_one(pruning, vf_json_at(remove, done)) == VMFROST_OK)
         done++;
     if (done < count && pruning->outcome.code == VMFROST_OK) {
-        fail(pruning, VMFROST_FAILED, "stopped by request before all of it was done", "");
+        outcome_set(&pruning->outcome, VMFROST_FAILED,
+                    "stopped by request before all of it was done", "");
         report_text(cli, pruning->outcome.text, "");
     }
     if (cli->options.json || cli->options.quiet)
@@ -221,7 +211,7 @@ recover(struct pruning *pruning)
         vmfrost_recover(pruning->cli->context, pruning->vm, 0, job_on_event, job_on_done, &job);
     jobs_wait(pruning->cli, &job, 1);
     if (job.outcome.code != VMFROST_OK)
-        fail(pruning, job.outcome.code, job.outcome.text, job.outcome.next);
+        outcome_set(&pruning->outcome, job.outcome.code, job.outcome.text, job.outcome.next);
     pruning->outcome.guest = job.outcome.guest;
     job_release(&job);
     return pruning->outcome.code;
@@ -252,15 +242,17 @@ make_plan(struct pruning *pruning, const struct vmfrost_prune_options *options, 
     json_object_put(VF_STEAL(pruning->plan));
     if (vmfrost_prune_plan(pruning->cli->context, pruning->vm, options, &text, &error) !=
         VMFROST_OK)
-        return fail(pruning, error.code, error.text, error.next);
+        return outcome_set(&pruning->outcome, error.code, error.text, error.next);
     pruning->plan = vf_json_parse(text, strlen(text), 32);
     if (!vf_json_array(pruning->plan, "remove"))
-        return fail(pruning, VMFROST_FAILED, "the plan cannot be read as JSON", "");
+        return outcome_set(&pruning->outcome, VMFROST_FAILED, "the plan cannot be read as JSON",
+                           "");
     if (taken && has_name(vf_json_array(pruning->plan, "remove"), taken))
-        return fail(pruning, VMFROST_FAILED,
-                    "the snapshot that was just taken would go: others have a later time",
-                    "has the clock been set back? `vmfrost list` shows the times; nothing is "
-                    "pruned");
+        return outcome_set(
+            &pruning->outcome, VMFROST_FAILED,
+            "the snapshot that was just taken would go: others have a later time",
+            "has the clock been set back? `vmfrost list` shows the times; nothing is "
+            "pruned");
     return VMFROST_OK;
 }
 

@@ -67,6 +67,17 @@ def make_image(path, fmt="qcow2", size=SIZE, options=""):
     return path
 
 
+def loop_device(tap, vm, image="disk.raw"):
+    """A block device with an empty raw image below it, to be detached with losetup; None, and a
+    skipped test, where there are no such devices."""
+    make_image(vm.disks / image, "raw")
+    done = run("losetup", "--find", "--show", vm.disks / image, check=False)
+    if done.returncode:
+        tap.skip("a block device", f"losetup: {done.stderr.strip()}")
+        return None
+    return done.stdout.strip()
+
+
 # --- QEMU's words for a disk; `file` as QEMU shall have it ------------------
 
 def drive(name, file=None, fmt="qcow2", options="", device="virtio-blk-pci", device_options=""):

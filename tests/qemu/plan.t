@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (MIB, ROOT, SIZE, LabError, Qemu, Tap, blockdev, drive, go_on, image_info, lab,
-                  make_image, run, wait_until)
+                  loop_device, make_image, run, wait_until)
 
 THROTTLED = ["-object", "throttle-group,id=slow,x-iops-total=100000",
              "-blockdev", "driver=file,filename=web.qcow2,node-name=web-file",
@@ -267,12 +267,9 @@ def settings(vm, overlays):
 def block_device(t):
     for attach in ("drive", "blockdev"):
         vm = Qemu([], [])
-        make_image(vm.disks / "disk.raw", "raw")
-        done = run("losetup", "--find", "--show", vm.disks / "disk.raw", check=False)
-        if done.returncode:
-            t.skip("a block device", f"losetup: {done.stderr.strip()}")
+        device = loop_device(t, vm)
+        if not device:
             return
-        device = done.stdout.strip()
         vm.words = ["-drive", f"file={device},format=raw,if=none,id=web"]
         if attach == "blockdev":
             vm.words = ["-blockdev", f"driver=host_device,filename={device},node-name=file",
