@@ -567,11 +567,26 @@ opened_for_writing(struct vf_flow *flow)
     bool up = graft->way == VF_GRAFT_UP;
     struct vf_opened opened;
 
-    if (vf_process_opened(flow->qemu.pid, up ? graft->upper_inode : graft->lower_inode, &opened) &&
-        opened.read_write)
-        return true;
-    return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing",
-                   disk_name(flow), up ? graft->upper : graft->lower);
+    return vf_process_opened(flow->qemu.pid, up ? graft->upper_inode : graft->lower_inode,
+                             &opened) &&
+           opened.read_write;
+}
+
+/* A job that has failed already has given it back. */
+static void
+on_not_opened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const struct vf_graft *graft = current(flow);
+
+    if (!went_well(flow, reply, "looking at the job"))
+        return;
+    if (vf_json_string(reply->value, "error")) {
+        on_concluded(flow, reply);
+        return;
+    }
+    vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing", disk_name(flow),
+            graft->way == VF_GRAFT_UP ? graft->upper : graft->lower);
+    vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
 }
 
 static void
@@ -580,11 +595,10 @@ on_started(struct vf_flow *flow, const struct vf_reply *reply)
     vf_test_point(flow, "graft.started");
     if (!went_well(flow, reply, "QEMU cannot join the images"))
         return;
-    if (!opened_for_writing(flow)) {
-        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
-        return;
-    }
-    wait_for_job(flow);
+    if (opened_for_writing(flow))
+        wait_for_job(flow);
+    else
+        vf_job_look(flow, on_not_opened);
 }
 
 static void

@@ -189,6 +189,26 @@ vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn)
     vf_ask(flow, "query-jobs", NULL, on_jobs);
 }
 
+static void
+on_seen(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vf_reply answer = *reply;
+
+    if (!flow->on_job)
+        return;
+    if (reply->outcome == VF_OK)
+        answer.value = find_job(reply->value, flow->job);
+    arrived(flow, &answer);
+}
+
+void
+vf_job_look(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    flow->job_states = 0;
+    flow->on_job = fn;
+    vf_ask(flow, "query-jobs", NULL, on_seen);
+}
+
 void
 vf_jobs_ask(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn)
 {

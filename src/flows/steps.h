@@ -205,6 +205,9 @@ void vf_job_share(struct vf_flow *flow, double from, double to);
 void vf_job_forget(struct vf_flow *flow);
 void vf_job_on_timer(struct ev_loop *loop, ev_timer *watcher, int revents);
 void vf_job_wait(struct vf_flow *flow, unsigned states, vf_flow_fn *fn);
+/* How is it now, in whatever state? The reply's value is the job as query-jobs shows it, NULL if it
+ * is gone. */
+void vf_job_look(struct vf_flow *flow, vf_flow_fn *fn);
 /* Asks for all jobs, and watches those whose ids begin so from then on. */
 void vf_jobs_ask(struct vf_flow *flow, const char *prefix, vf_flow_fn *fn);
 /* Calls `fn` when one of them has come to a state that somebody may wait for since they were asked

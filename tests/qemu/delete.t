@@ -716,6 +716,35 @@ def no_room(t):
                                [f"read {size * MIB}/{size * MIB} bytes at offset "
                                 f"{(8 + 16 * number) * MIB}"])
             t.is_(world.wrong, [], f"a full file system in the middle of a join: {what}")
+    for point, name, sizes in (("graft.started", "s1", (6, 10, 1)),
+                               ("graft.started", "s1", (10, 6, 1)),
+                               ("merge.started", "s2", (1, 10, 6))):
+        failed_at_once(t, point, name, sizes)
+
+
+def failed_at_once(t, point, name, sizes):
+    """The job has failed, and QEMU has given its image back, before vmfrost looks at it."""
+    with small_file_system(40) as vm:
+        vm.start()
+        world = World(vm, DISKS, ["ballast"])
+        big(world, sizes)
+        if point.startswith("graft"):
+            world.restart()
+        command = vm.stop_at(f"accept+,stop:{point}", "delete", f"@{name}")
+        fill(vm, 1)
+        command.signal(signal.SIGCONT)
+        wait_until(lambda: process_state(command.pid) == "T", what=f"the stop at {point}")
+        wait_until(lambda: [job["status"] for job in vm.qmp("query-jobs")] == ["concluded"],
+                   what="the end of the job")
+        command.signal(signal.SIGCONT)
+        out = finish(command)
+        world.want("exit", out.code, 1)
+        world.want("why", ("No space left" in out.error, out.error), (True, out.error))
+        world.want("jobs", vm.qmp("query-jobs"), [])
+        (vm.disks / "ballast").unlink()
+        world.delete(name)
+        world.check("room again, deleted")
+    t.is_(world.wrong, [], f"a job that fails at once: {point}, {sizes}: it is told why")
 
 
 def look_at_the_others(world, name):
