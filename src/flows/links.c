@@ -267,10 +267,12 @@ vf_links_sweep(struct vf_flow *flow)
         }
         struct vf_inode inode = {about.st_dev, about.st_ino};
 
-        if (!S_ISREG(about.st_mode) || about.st_nlink < 2)
+        if (!S_ISREG(about.st_mode) || about.st_nlink < 2) {
             vf_warn(flow, "%s is the only name of its image: it is left alone", path);
-        else if (!vf_unlink(path, inode, &flow->log, &error))
+        } else if (!vf_unlink(path, inode, &flow->log, &error)) {
             vf_warn(flow, "%s", error.text);
+            json_object_array_add(kept, json_object_get(link)); /* the next one tries again */
+        }
     }
     if (vf_json_length(kept) != vf_json_length(links))
         save(flow, kept);
