@@ -483,7 +483,7 @@ judge_check(struct json_object *entry, const struct vf_program_end *end)
     int64_t corruptions = 0, leaks = 0, errors = 0;
 
     if (!json_object_is_type(report, json_type_object)) {
-        if (strstr(end->words, "lock")) {
+        if (vf_words_tell_of_lock(end->words)) {
             skip_check(entry, "another process uses it");
             return;
         }

@@ -26,3 +26,12 @@ vf_reply_read(struct json_object *message, struct vf_reply *reply_r, char words[
     *reply_r = (struct vf_reply){refused ? VF_REFUSED : VF_OK, value, words};
     return true;
 }
+
+/* 'Failed to get "write" lock', 'Failed to get shared "write" lock'. */
+bool
+vf_words_tell_of_lock(const char *words)
+{
+    const char *failed = strstr(words, "Failed to get ");
+
+    return failed && strstr(failed, "\" lock");
+}

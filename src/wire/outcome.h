@@ -34,4 +34,8 @@ typedef void vf_reply_fn(void *data, const struct vf_reply *reply);
 bool vf_reply_read(struct json_object *message, struct vf_reply *reply_r,
                    char words[VF_WORDS_SIZE]);
 
+/* The words of QEMU or one of its tools say that somebody else has locked an image. The name of the
+ * file, which stands in them, does not count. */
+bool vf_words_tell_of_lock(const char *words);
+
 #endif

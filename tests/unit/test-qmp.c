@@ -842,6 +842,22 @@ test_callbacks_that_act(void)
     vf_qmp_free(NULL);
 }
 
+static void
+test_words(void)
+{
+    static const char *const locked[] = {"Failed to get \"write\" lock",
+                                         "Failed to get shared \"consistent read\" lock",
+                                         "disk: Failed to get \"write\" lock. Is another ..."};
+    static const char *const others[] = {
+        "", "Could not open '/vms/lock/web.qcow2': No such file or directory",
+        "Failed to get memory", "Could not open '/\" lock': Failed to get anything"};
+
+    for (size_t i = 0; i < sizeof locked / sizeof *locked; i++)
+        ok(vf_words_tell_of_lock(locked[i]), "a lock: %s", locked[i]);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        ok(!vf_words_tell_of_lock(others[i]), "no lock: %s", others[i]);
+}
+
 int
 main(void)
 {
@@ -857,5 +873,6 @@ main(void)
     test_loss();
     test_too_large();
     test_callbacks_that_act();
+    test_words();
     return test_end();
 }
