@@ -50,6 +50,7 @@ describe(struct vf_flow *flow, const struct vf_disk *disk)
 
     if (placed) {
         vf_json_add_string(document, "naming", naming_name(place.naming));
+        vf_json_add_string(document, "link", place.link);
         file = place.path;
     }
     if (disk->reason != VF_INCLUDED)
@@ -75,6 +76,32 @@ may_write(const struct vf_flow *flow)
     VF_AUTO_JSON struct json_object *holder = vf_vm_holder(&flow->vm);
 
     return !holder;
+}
+
+static struct json_object *
+find(struct json_object *document, const char *disk)
+{
+    struct json_object *disks = vf_json_array(document, "disks");
+
+    for (size_t i = 0; i < vf_json_length(disks); i++) {
+        const char *name = vf_json_string(vf_json_at(disks, i), "name");
+
+        if (name && strcmp(name, disk) == 0)
+            return vf_json_at(disks, i);
+    }
+    return NULL;
+}
+
+/* A QEMU that knows its image by a hidden name of ours does not tell by which one it is started. */
+static void
+keep_link(struct json_object *entry, struct json_object *before)
+{
+    struct json_object *old = find(before, vf_json_string(entry, "name"));
+    const char *file = vf_json_string(entry, "file"), *old_file = vf_json_string(old, "file");
+    const char *link = vf_json_string(old, "link");
+
+    if (link && file && old_file && strcmp(file, old_file) == 0 && !vf_json_string(entry, "link"))
+        vf_json_add_string(entry, "link", link);
 }
 
 static void
@@ -105,31 +132,20 @@ vf_disks_note(struct vf_flow *flow)
     input.left_out = left_out;
     if (vf_plan_make(&input, &plan, &ignored)) {
         VF_AUTO_JSON struct json_object *document = json_object_new_object();
+        VF_AUTO_JSON struct json_object *before = vf_disks_load(&flow->vm, &ignored);
         struct json_object *disks = json_object_new_array();
         char now[32];
 
         vf_flow_time(flow, vf_now_us(), now);
-        for (size_t i = 0; i < plan.count; i++)
+        for (size_t i = 0; i < plan.count; i++) {
             json_object_array_add(disks, describe(flow, &plan.disks[i]));
+            keep_link(vf_json_at(disks, i), before);
+        }
         vf_json_add_string(document, "seen", now);
         vf_json_add(document, "disks", disks);
         save(flow, document);
     }
     vf_plan_release(&plan);
-}
-
-static struct json_object *
-find(struct json_object *document, const char *disk)
-{
-    struct json_object *disks = vf_json_array(document, "disks");
-
-    for (size_t i = 0; i < vf_json_length(disks); i++) {
-        const char *name = vf_json_string(vf_json_at(disks, i), "name");
-
-        if (name && strcmp(name, disk) == 0)
-            return vf_json_at(disks, i);
-    }
-    return NULL;
 }
 
 /* How the image could be named at the next cut, as far as that can be seen. */
@@ -161,6 +177,7 @@ vf_disks_moved(struct vf_flow *flow, const char *disk, const char *file, const c
     vf_flow_time(flow, vf_now_us(), now);
     vf_json_add_string(document, "seen", now);
     vf_json_add_string(entry, "file", file);
+    json_object_object_del(entry, "link");
     vf_json_add_string(entry, "format", format);
     vf_json_add_string(entry, "naming", naming_name(naming_of(flow, file, format)));
     save(flow, document);

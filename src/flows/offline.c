@@ -20,6 +20,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
+#include "vm/qcow2.h"
 #include "wire/dial.h"
 
 /* Reaching the VM, whether it runs or not. */
@@ -223,7 +224,7 @@ on_image_opened(struct vf_flow *flow, const struct vf_reply *reply)
 {
     struct json_object *known = eligible_at(flow, flow->at);
 
-    if (reply->outcome == VF_REFUSED && strstr(reply->words, "lock")) {
+    if (reply->outcome == VF_REFUSED && vf_words_tell_of_lock(reply->words)) {
         vf_note(flow, VMFROST_UNREACHABLE,
                 "disk %s: somebody else uses %s (%s), but nobody listens on %s",
                 vf_json_string(known, "name"), vf_json_string(known, "file"), reply->words,
@@ -252,6 +253,43 @@ vf_image_options(const char *file, const char *format, const char *node)
     return options;
 }
 
+/* By the name by which the launcher opens it, as long as that is a name of the image: what is
+ * relative in its header is looked for beside it. */
+static const char *
+name_to_open(struct json_object *known, const char *file)
+{
+    const char *link = vf_json_string(known, "link");
+    struct stat linked, about;
+
+    return link && stat(link, &linked) == 0 && stat(file, &about) == 0 &&
+                   linked.st_ino == about.st_ino && linked.st_dev == about.st_dev
+               ? link
+               : file;
+}
+
+/* What is declared raw is opened as that, whatever it is: the guest of a raw disk could write the
+ * header of another format. But here a person may be mistaken, and the VM would see the image of an
+ * image. */
+static bool
+is_as_declared(struct vf_flow *flow, struct json_object *known, const char *file)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_qcow2 image;
+
+    if (!vf_json_bool(flow->known_disks, "declared", false) ||
+        strcmp(vf_json_string(known, "format"), "raw") != 0 ||
+        !vf_qcow2_read(file, &image, &ignored))
+        return true;
+    vf_qcow2_release(&image);
+    vf_note(flow, VMFROST_FAILED,
+            "disk %s: it is declared as raw, but %s has the header of a qcow2 image",
+            vf_json_string(known, "name"), file);
+    vf_advise(flow,
+              "put that right in the setting \"disks\", or remove the setting and let vmfrost "
+              "see the VM running (vmfrost status)");
+    return false;
+}
+
 static void
 open_next(struct vf_flow *flow)
 {
@@ -268,8 +306,12 @@ open_next(struct vf_flow *flow)
                   vf_json_string(known, "name"), file ? file : "its image");
         return;
     }
+    if (!is_as_declared(flow, known, file)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     VF_AUTO_FREE char *node = vf_printf("vfd%zu", flow->at);
-    struct json_object *options = vf_image_options(file, format, node);
+    struct json_object *options = vf_image_options(name_to_open(known, file), format, node);
 
     /* Whoever only looks does not keep a VM from being started meanwhile: even a reader's locks
      * would. */

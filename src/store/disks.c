@@ -37,8 +37,8 @@ may_be(struct json_object *object, const char *key, enum json_type type)
 static const char *
 fault_of_disk(struct json_object *disk)
 {
-    static const char *const texts[] = {"name",   "file",   "format", "naming",
-                                        "device", "reason", "message"};
+    static const char *const texts[] = {"name",   "file",   "link",   "format",
+                                        "naming", "device", "reason", "message"};
     const char *name = vf_json_string(disk, "name"), *naming = vf_json_string(disk, "naming");
     struct json_object *eligible;
     int64_t size = 0;
@@ -288,6 +288,8 @@ vf_disks_known(const struct vf_vm *vm, struct vmfrost_error *error)
             vf_json_strings("name", vf_json_string(declared, "name"), "file", file, "format",
                             vf_json_string(declared, "format"), NULL);
 
+        if (strcmp(file, vf_json_string(declared, "file")) != 0)
+            vf_json_add_string(disk, "link", vf_json_string(declared, "file"));
         vf_json_add_bool(disk, "eligible", true);
         json_object_array_add(disks, disk);
     }

@@ -45,8 +45,10 @@ struct vf_place {
     char *folder;          /* for the overlay: absolute */
     struct vf_inode inode; /* of the file; 0, 0 for what is no file */
     bool opened_by_name;   /* QEMU's name for it leads to this inode now */
-    bool linked; /* the launcher's name is a symbolic link in another folder: QEMU looks for
-                    a relative backing file there, so that headers need absolute ones */
+    char *link;  /* the launcher's name, absolute, if it is a symbolic link in another folder and
+                    QEMU opened it by that name; else NULL */
+    bool linked; /* it is one, by whatever name QEMU opened it: QEMU looks for a relative backing
+                    file there, so that headers need absolute ones */
     bool parted; /* only after a failure: the name does not lead to what QEMU has open */
 };
 

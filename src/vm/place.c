@@ -451,8 +451,9 @@ place_file(pid_t pid, const char *absolute, const char *format, const char *over
 
     if (why)
         return place_new_file(pid, place, why, overlay_folder, folder, error);
-    place->linked =
-        is_link_elsewhere(absolute, place->path) || stands_on_absolute(place->path, folder);
+    if (is_link_elsewhere(absolute, place->path))
+        place->link = vf_strdup(absolute);
+    place->linked = place->link || stands_on_absolute(place->path, folder);
     place->naming = VF_NAMING_FLIP;
     place->folder = VF_STEAL(folder);
     return true;
@@ -610,5 +611,6 @@ vf_place_release(struct vf_place *place)
     free(place->why);
     free(place->path);
     free(place->folder);
+    free(place->link);
     memset(place, 0, sizeof *place);
 }

@@ -188,6 +188,8 @@ test_declared(struct vf_store *store, const char *scratch)
     is_int((long long)vf_json_length(disks), 3, "all of them");
     is_str(vf_json_string(vf_json_at(disks, 0), "name"), "a", "with their names");
     is_str(vf_json_string(vf_json_at(disks, 0), "file"), real, "the real path of a file");
+    is_str(vf_json_string(vf_json_at(disks, 0), "link"), link, "and how the launcher may call it");
+    ok(!vf_json_string(vf_json_at(disks, 2), "link"), "which is told where that is another name");
     is_str(vf_json_string(vf_json_at(disks, 0), "format"), "qcow2", "its format");
     ok(vf_json_bool(vf_json_at(disks, 0), "eligible", false), "eligible");
     is_str(vf_json_string(vf_json_at(disks, 1), "file"), "nbd://h/x", "what is no file");
