@@ -25,7 +25,6 @@ PCDIR     ?= $(LIBDIR)/pkgconfig
 PKG_CONFIG ?= pkg-config
 AR        ?= ar
 PROVE     ?= prove
-CFLAGS    ?= -O2 -g
 
 WARNINGS  := -Wall -Wextra -Wswitch-enum -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
              -Wformat=2 -Wvla -Wundef
@@ -34,6 +33,16 @@ VF_CFLAGS := -std=gnu11 $(WARNINGS) -fvisibility=hidden -fPIC -fno-common \
              -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.
 VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
+# For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
+# nobody calls.
+SMALL_CFLAGS  := -flto=auto -fno-asynchronous-unwind-tables -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+SMALL_LDFLAGS := -Os -flto=auto -Wl,-s -Wl,--as-needed
+
+ifneq ($(filter $(VARIANT),small static),)
+CFLAGS    ?= -Os
+else
+CFLAGS    ?= -O2 -g
+endif
 
 ifeq ($(VARIANT),release)
 VF_CPPFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
@@ -46,8 +55,14 @@ CC          := clang
 else ifeq ($(VARIANT),cov)
 VF_CFLAGS   += -O0 --coverage
 VF_LDFLAGS  += --coverage
+else ifeq ($(VARIANT),small)
+VF_CFLAGS   += $(SMALL_CFLAGS)
+VF_LDFLAGS  += $(SMALL_LDFLAGS) -Wl,-z,pack-relative-relocs
+else ifeq ($(VARIANT),static)
+VF_CFLAGS   += $(SMALL_CFLAGS)
+VF_LDFLAGS  += $(SMALL_LDFLAGS)
 else
-$(error VARIANT is release, asan, clang or cov)
+$(error VARIANT is release, small, static, asan, clang or cov)
 endif
 
 # libev ships no pkg-config file.
@@ -55,6 +70,13 @@ JSONC_CFLAGS := $(shell $(PKG_CONFIG) --cflags json-c 2>/dev/null)
 JSONC_LIBS   := $(or $(shell $(PKG_CONFIG) --libs json-c 2>/dev/null),-ljson-c)
 VF_CPPFLAGS  += $(JSONC_CFLAGS)
 VF_LIBS      := $(JSONC_LIBS) -lev
+VF_PIE       := -pie
+ifeq ($(VARIANT),static)
+# Names of hosts and of users' folders need the system's own C library, which ld warns of; paths,
+# numbers and $HOME do not.
+VF_PIE       := -static
+VF_LIBS      += -lm
+endif
 
 LIB_ROOMS := util wire engine vm store flows lib
 LIB_SRC   := $(sort $(foreach room,$(LIB_ROOMS),$(wildcard src/$(room)/*.c)))
@@ -106,7 +128,11 @@ $(SHARED): $(LIB_OBJ) src/lib/libvmfrost.map
 # The command carries the library in itself, so that one file is all that a rescue needs.
 $(COMMAND): $(CLI_OBJ) $(ARCHIVE)
 	$(call say,LD,$@)
-	$(Q)$(CC) -pie $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) $(LDLIBS)
+	$(Q)$(CC) $(VF_PIE) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) $(LDLIBS)
+
+.PHONY: small static
+small static:
+	$(Q)$(MAKE) --no-print-directory VARIANT=$@ build/$@/vmfrost
 
 $(B)/libvmfrost.pc: src/lib/libvmfrost.pc.in Makefile
 	$(Q)mkdir -p $(@D)
@@ -240,6 +266,7 @@ clean:
 
 help:
 	@echo 'make                build the command and the library (build/release)'
+	@echo 'make small | static the command for appliances, stripped: build/small/vmfrost, build/static/vmfrost'
 	@echo 'make demo           boot a guest, take a snapshot, look at it'
 	@echo 'make check          all tests (installs what they need; about ten minutes)'
 	@echo 'make check-unit     ... only these; also: check-build check-cli check-qemu check-guest'
@@ -249,4 +276,4 @@ help:
 	@echo 'make lint | fmt     check or put right the layout; static checks'
 	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'
 	@echo 'make clean          remove build/'
-	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|asan|clang|cov V=1'
+	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|small|static|asan|clang|cov V=1'
