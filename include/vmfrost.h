@@ -174,14 +174,18 @@ struct vmfrost_snapshot_options {
     size_t exclude_count;
     const char *const *include; /* names of hotplugged disks to take along */
     size_t include_count;
-    const char *flush; /* before the freeze the guest's caches are flushed, so that the freeze has
-                          little to write: "auto" (by `sync`, if the agent may run commands), "off",
-                          or a command for the guest's shell; NULL: the VM's setting, else auto */
+    const char *flush;  /* before the freeze the guest's caches are flushed, so that the freeze has
+                           little to write: "auto" (by `sync`, if the agent may run commands), "off",
+                           or a command for the guest's shell; NULL: the VM's setting, else auto */
+    const char *freeze; /* which of the guest's file systems are frozen: "cut" (those on disks of
+                           the snapshot; all, if the guest does not tell for certain), "all", or
+                           mount points with commas between them; see --freeze in vmfrost(1). NULL:
+                           the VM's setting, else cut */
 };
 #define VMFROST_SNAPSHOT_OPTIONS_INIT                                                              \
     {                                                                                              \
         sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_DEFAULT,           \
-            VMFROST_METHOD_DEFAULT, NULL, 0, NULL, 0, NULL                                         \
+            VMFROST_METHOD_DEFAULT, NULL, 0, NULL, 0, NULL, NULL                                   \
     }
 
 /* Takes a snapshot. The document is its record (docs/record.md), also when it failed after it

@@ -39,6 +39,7 @@ enum cli_option {
     OPTION_PERSISTENT,
     OPTION_METHOD,
     OPTION_FLUSH,
+    OPTION_FREEZE,
     OPTION_FOR,
     OPTION_WAIT,
     OPTION_ALL,

@@ -89,6 +89,9 @@ const struct command command_snapshot = {
             {OPTION_FLUSH, "how the guest's caches are flushed before the freeze: auto (by sync, "
                            "if its agent may run commands), off, or a command for its shell "
                            "(default: the VM's setting, else auto)"},
+            {OPTION_FREEZE, "the guest's file systems to freeze: cut (those on disks that are not "
+                            "left out), all, or mount points; -/MOUNT leaves one out (default: the "
+                            "VM's setting, else cut)"},
             {OPTION_KEEP_LAST, "after a success, keep the newest N snapshots of the VM and delete "
                                "the others, as `vmfrost prune` does"},
             {0, NULL},

@@ -183,7 +183,7 @@ const struct command command_add = {
         "Gives a VM a name. The socket of the guest agent is found through QMP. For a VM that is\n"
         "known already, only what is given is changed.\n"
         "\n"
-        "Settings: deadline, frozen-limit (durations), quiesce, method (as for snapshot),\n"
+        "Settings: deadline, frozen-limit (durations), quiesce, method, freeze (as for snapshot),\n"
         "emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a path), disks (a JSON\n"
         "list, for a VM that was never seen running), warn-depth (a number), warn-age (a\n"
         "duration), keep-last, keep-hourly, keep-daily, keep-weekly (numbers), max-age (a\n"

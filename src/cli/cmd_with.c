@@ -485,6 +485,9 @@ const struct command command_with = {
             {OPTION_FLUSH, "how the guest's caches are flushed before the freeze: auto (by sync, "
                            "if its agent may run commands), off, or a command for its shell "
                            "(default: the VM's setting, else auto)"},
+            {OPTION_FREEZE, "the guest's file systems to freeze: cut (those on disks that are not "
+                            "left out), all, or mount points; -/MOUNT leaves one out (default: the "
+                            "VM's setting, else cut)"},
             {0, NULL},
         },
     .takes_command = true,

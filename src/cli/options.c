@@ -35,6 +35,7 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_PERSISTENT] = {"persistent", 0, "yes|no"},
     [OPTION_METHOD] = {"method", 0, "existing|preopened"},
     [OPTION_FLUSH] = {"flush", 0, "auto|off|COMMAND"},
+    [OPTION_FREEZE] = {"freeze", 0, "cut|all|MOUNT,..."},
     [OPTION_FOR] = {"for", 0, "DURATION"},
     [OPTION_WAIT] = {"wait", 0, "DURATION"},
     [OPTION_ALL] = {"all", 0, NULL},
@@ -281,6 +282,9 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return set_method(cli, value);
     case OPTION_FLUSH:
         options->snapshot.flush = value;
+        return true;
+    case OPTION_FREEZE:
+        options->snapshot.freeze = value;
         return true;
     case OPTION_EXCLUDE:
         VF_GROW(options->exclude, options->exclude_count);

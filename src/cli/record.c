@@ -307,6 +307,17 @@ print_times(struct out *out, struct json_object *record)
     print_field(out, "deadline", vf_json_string(record, "failureDeadline"));
 }
 
+/* Which file systems, unless it was all of them. */
+static void
+print_frozen(struct out *out, struct json_object *evidence)
+{
+    struct json_object *mounts = vf_json_array(evidence, "frozenMounts");
+
+    for (size_t i = 0; i < vf_json_length(mounts); i++)
+        print_field(out, i == 0 ? "frozen" : "", vf_json_text(vf_json_at(mounts, i)));
+    print_field(out, "frozen: why", vf_json_string(evidence, "freezeMessage"));
+}
+
 static void
 print_evidence(struct out *out, struct json_object *record)
 {
@@ -320,6 +331,7 @@ print_evidence(struct out *out, struct json_object *record)
 
     print_field(out, "method", vf_json_string(evidence, "method"));
     print_field(out, "quiesce", vf_json_string(evidence, "quiesce"));
+    print_frozen(out, evidence);
     print_ms(out, evidence, "frozenMs", "frozen for");
     print_ms(out, evidence, "freezeMs", "  freeze took");
     print_ms(out, evidence, "cutMs", "  cut took");

@@ -67,6 +67,8 @@ ready(struct vf_flow *flow)
     flow->engine.conditions |= VF_IF_AGENT;
     if (vf_flush_wanted(flow))
         flow->engine.conditions |= VF_IF_FLUSH;
+    if (vf_mounts_wanted(flow))
+        flow->engine.conditions |= VF_IF_MOUNTS;
     vf_end(flow, VF_OK);
 }
 
@@ -128,6 +130,8 @@ on_info(struct vf_flow *flow, const struct vf_reply *reply)
     flow->agent.connected = true;
     flow->agent.can_exec =
         enabled(reply->value, "guest-exec") && enabled(reply->value, "guest-exec-status");
+    flow->agent.can_list = enabled(reply->value, "guest-get-fsinfo") &&
+                           enabled(reply->value, "guest-fsfreeze-freeze-list");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
         if (enabled(reply->value, needed[i]))
             continue;

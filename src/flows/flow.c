@@ -257,6 +257,8 @@ dispose(struct vf_flow *flow)
         free(flow->exclude[i]);
     free(flow->exclude);
     free(flow->flush);
+    free(flow->freeze);
+    vf_freezing_release(flow);
     for (size_t i = 0; i < flow->include_count; i++)
         free(flow->include[i]);
     free(flow->include);

@@ -22,6 +22,7 @@
 #include "store/store.h"
 #include "util/log.h"
 #include "vm/cut.h"
+#include "vm/mounts.h"
 #include "vm/plan.h"
 #include "vm/process.h"
 #include "wire/daemon.h"
@@ -60,6 +61,7 @@ enum {
     VF_IF_STOPPED = 1 << 10,    /* the VM is not running, and a storage daemon has its images */
     VF_IF_HALT = 1 << 11,       /* recovery: the VM runs, and should not */
     VF_IF_FLUSH = 1 << 12,      /* the guest is to write out what is dirty before the freeze */
+    VF_IF_MOUNTS = 1 << 13,     /* it is to be asked for its file systems */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -79,6 +81,7 @@ struct vf_agent {
     bool connected;  /* it answered */
     bool windows;
     bool can_exec; /* it runs commands */
+    bool can_list; /* it tells its file systems, and freezes some of them */
     char *message; /* for people: why it is not connected */
 };
 
@@ -128,6 +131,16 @@ struct vf_batch {
     enum vf_outcome outcome;
     char *words;
     vf_flow_fn *fn;
+};
+
+/* What is going to be frozen: mounts.c. */
+struct vf_freezing {
+    struct vf_mountlist wish;
+    struct vf_mounts mounts;
+    struct json_object *fsinfo;
+    struct json_object *pci; /* query-pci */
+    struct vf_device *devices;
+    size_t device_count;
 };
 
 struct vf_pending;
@@ -216,7 +229,9 @@ struct vf_flow {
     size_t merge_at;                  /* the disk that is merged */
     bool merge_final;                 /* its name was turned to the base for good */
     enum vf_outcome merge_outcome;
-    char *flush;            /* as VM's setting "flush"; NULL: that */
+    char *flush;  /* as VM's setting "flush"; NULL: that */
+    char *freeze; /* as VM's setting "freeze"; NULL: that */
+    struct vf_freezing freezing;
     int64_t flush_pid;      /* of the guest's process that flushes; 0: none */
     int64_t flush_round_us; /* when it was started */
     int flush_rounds;

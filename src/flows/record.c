@@ -153,6 +153,7 @@ vf_evidence_json(const struct vf_flow *flow)
         vf_json_add_int(object, "frozenFilesystems", evidence->frozen_count);
     if (evidence->thawed_count >= 0)
         vf_json_add_int(object, "thawedFilesystems", evidence->thawed_count);
+    vf_freezing_json(flow, object);
     add_ms(object, "flushMs", evidence->flush_sent, evidence->flushed);
     add_ms(object, "hostFlushMs", evidence->host_flush, evidence->host_flushed);
     add_ms(object, "freezeMs", evidence->freeze_sent, evidence->frozen);
@@ -299,7 +300,8 @@ is_consistent(const struct vf_flow *flow)
     const struct vf_evidence *evidence = &flow->evidence;
 
     return flow->froze && !flow->quiesce_failed && !flow->unverified && !evidence->disturbed &&
-           evidence->frozen_count > 0 && evidence->thawed_count == evidence->frozen_count;
+           evidence->frozen_count > 0 && evidence->thawed_count == evidence->frozen_count &&
+           !flow->freezing.mounts.partial;
 }
 
 bool
@@ -470,6 +472,11 @@ judge(struct vf_flow *flow)
                 "%lld file systems were frozen, but %lld thawed: the guest was not frozen all the "
                 "time",
                 (long long)evidence->frozen_count, (long long)evidence->thawed_count);
+    else if (evidence->frozen_count < flow->freezing.mounts.least && !vf_failed(&flow->error))
+        vf_note(flow, VMFROST_UNVERIFIED,
+                "%lld file systems were to be frozen, but only %lld were: mount points may have "
+                "changed",
+                (long long)flow->freezing.mounts.least, (long long)evidence->frozen_count);
     if (flow->unverified && !vf_failed(&flow->error))
         vf_note(flow, VMFROST_UNVERIFIED, "the thaw came late");
     if (!vf_failed(&flow->error))

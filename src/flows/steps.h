@@ -108,6 +108,14 @@ bool vf_flush_wanted(const struct vf_flow *flow);
 void vf_step_flush(struct vf_flow *flow);
 void vf_step_flush_host(struct vf_flow *flow);
 
+/* mounts.c: which of the guest's file systems are frozen. */
+/* The guest has to be asked for them; else all are. */
+bool vf_mounts_wanted(struct vf_flow *flow);
+void vf_step_mounts(struct vf_flow *flow);
+/* Adds what was frozen, and why. */
+void vf_freezing_json(const struct vf_flow *flow, struct json_object *evidence);
+void vf_freezing_release(struct vf_flow *flow);
+
 /* files.c: taking away what was prepared, or merged. */
 void vf_step_undo_files(struct vf_flow *flow);
 /* The same of files and links alone, where no QEMU has nodes of them any more; false: not all. */

@@ -110,10 +110,25 @@ on_frozen(struct vf_flow *flow, const struct vf_reply *reply)
     }
 }
 
+/* Arguments of guest-fsfreeze-freeze-list; NULL: everything is frozen. */
+static struct json_object *
+chosen_mounts(const struct vf_flow *flow)
+{
+    struct json_object *points = flow->freezing.mounts.points, *arguments = NULL;
+
+    if (points) {
+        arguments = json_object_new_object();
+        vf_json_add(arguments, "mountpoints", json_object_get(points));
+    }
+    return arguments;
+}
+
 /* Owes VF_OWE_THAW, whatever the agent says: hooks may have run. */
 void
 vf_step_freeze(struct vf_flow *flow)
 {
+    struct json_object *chosen = chosen_mounts(flow);
+
     flow->froze = true;
     vf_window_opens(flow);
     /* The guard is told of the cut as well: each message wakes it, and in the window the processor
@@ -121,7 +136,8 @@ vf_step_freeze(struct vf_flow *flow)
     vf_guard_cutting(&flow->guard);
     vf_guard_freezing(&flow->guard, flow->engine.frozen_limit_ms + GUARD_MARGIN_MS);
     flow->evidence.freeze_sent = vf_now_us();
-    vf_ask_agent(flow, "guest-fsfreeze-freeze", NULL, on_frozen);
+    vf_ask_agent(flow, chosen ? "guest-fsfreeze-freeze-list" : "guest-fsfreeze-freeze", chosen,
+                 on_frozen);
 }
 
 static void

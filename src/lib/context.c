@@ -143,6 +143,22 @@ check_duration(struct vf_flow *flow, const char *what, int64_t ms)
 }
 
 static void
+take_freeze(struct vf_flow *flow, const char *freeze)
+{
+    struct vf_mountlist list;
+
+    if (!freeze)
+        return;
+    if (vf_mountlist_parse(freeze, &list)) {
+        flow->freeze = vf_strdup(freeze);
+    } else {
+        vf_fail(&flow->error, VMFROST_USAGE, "\"%s\" does not say what to freeze", freeze);
+        vf_hint(&flow->error, "write " VF_MOUNTLIST_FORM);
+    }
+    vf_mountlist_release(&list);
+}
+
+static void
 take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *options)
 {
     struct vmfrost_snapshot_options *taken = &flow->options;
@@ -171,6 +187,8 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
         vf_fail(&flow->error, VMFROST_USAGE, "an empty command cannot flush the guest's caches");
     flow->flush = taken->flush ? vf_strdup(taken->flush) : NULL;
     taken->flush = NULL;
+    take_freeze(flow, taken->freeze);
+    taken->freeze = NULL;
     if (taken->thaw_wait_ms)
         flow->engine.thaw_wait_ms = taken->thaw_wait_ms;
     if (taken->quiesce == VMFROST_QUIESCE_PREFER)

@@ -17,6 +17,7 @@
 #include "util/file.h"
 #include "util/json.h"
 #include "util/mem.h"
+#include "util/mountlist.h"
 #include "util/text.h"
 
 enum { SETTINGS_MOST = 64 * 1024 };
@@ -148,6 +149,7 @@ enum setting {
     SETTING_OS,
     SETTING_FLUSH,
     SETTING_COPY_SPEED,
+    SETTING_FREEZE,
     SETTING_WARN_DEPTH,
     SETTING_WARN_AGE,
     SETTING_KEEP_LAST,
@@ -173,6 +175,7 @@ static const char *const keys[] = {
     [SETTING_OS] = "os",
     [SETTING_FLUSH] = "flush",
     [SETTING_COPY_SPEED] = "copySpeed",
+    [SETTING_FREEZE] = "freeze",
     [SETTING_WARN_DEPTH] = "warnDepth",
     [SETTING_WARN_AGE] = "warnAge",
     [SETTING_KEEP_LAST] = "keepLast",
@@ -285,6 +288,23 @@ read_address(const struct reader *reader, const char *key, const char *text, cha
 }
 
 static bool
+read_freeze(const struct reader *reader, const char *key, const char *text, struct vf_vm *vm)
+{
+    struct vf_mountlist list;
+    bool valid = vf_mountlist_parse(text, &list);
+
+    vf_mountlist_release(&list);
+    if (!valid) {
+        vf_fail(reader->error, reader->code, "%s: \"%s\" does not say what to freeze: \"%s\"",
+                reader->where, key, text);
+        return vf_hint(reader->error, "write " VF_MOUNTLIST_FORM);
+    }
+    free(vm->freeze);
+    vm->freeze = vf_strdup(text);
+    return true;
+}
+
+static bool
 read_text(const struct reader *reader, enum setting setting, const char *text, struct vf_vm *vm)
 {
     const char *key = keys[setting];
@@ -335,6 +355,8 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         return true;
     case SETTING_COPY_SPEED:
         return read_speed(reader, key, text, &vm->copy_speed);
+    case SETTING_FREEZE:
+        return read_freeze(reader, key, text, vm);
     case SETTING_WARN_DEPTH:
         return read_count(reader, key, text, &vm->warn_depth);
     case SETTING_WARN_AGE:
@@ -398,11 +420,12 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             setting++;
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
-            return vf_hint(error,
-                           "The settings are qmp, agent, overlayFolder, deadline, "
-                           "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
-                           "disks, persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
-                           "maxAge, warnDepth and warnAge.");
+            return vf_hint(
+                error,
+                "The settings are qmp, agent, overlayFolder, deadline, "
+                "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
+                "freeze, disks, persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
+                "maxAge, warnDepth and warnAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

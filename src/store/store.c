@@ -139,6 +139,7 @@ vf_vm_release(struct vf_vm *vm)
     free(vm->agent);
     free(vm->overlay_folder);
     free(vm->flush);
+    free(vm->freeze);
     json_object_put(vm->disks);
     json_object_put(vm->persistent);
     memset(vm, 0, sizeof *vm);

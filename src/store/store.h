@@ -52,6 +52,7 @@ struct vf_vm {
     enum vf_emergency_thaw emergency_thaw; /* "emergencyThaw": off, sysrq */
     bool windows;                          /* "os": linux, windows */
     char *flush;                           /* "flush": auto, off, or a command; NULL: auto */
+    char *freeze;                          /* "freeze": see util/mountlist.h; NULL: cut */
     /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
     struct vf_retention retention;
     int64_t copy_speed;        /* "copySpeed": bytes per second of a merge or an export */

@@ -1354,6 +1354,7 @@ static const struct model models[] = {
     {"overlays", .peer = QEMU, .acts = overlay_acts, .refused_partly = true},
     {"rehearse", .peer = QEMU},
     {"flush", .peer = AGENT},
+    {"mounts", .peer = AGENT},
     {"flush-host", .peer = US},
     {"guard", .peer = AGENT, .acts = guard_acts, .refused_partly = true},
     {"freeze", .peer = AGENT, .acts = freeze_acts, .begins = freeze_begins, .ok = freeze_ok,
