@@ -165,8 +165,9 @@ struct vf_flow {
     void (*prepare)(struct vf_flow *flow);  /* when the lock is held and all is recovered; may note
                                                an  error; may be NULL */
     void (*document)(struct vf_flow *flow); /* completes `document_json` at the end; may be NULL */
-    bool changes;     /* takes the VM's lock, and recovers what an earlier operation left */
-    bool no_recovery; /* ... only takes the lock */
+    bool changes;      /* takes the VM's lock, and recovers what an earlier operation left */
+    bool no_recovery;  /* ... only takes the lock */
+    bool without_lock; /* ... and goes on if that cannot be had, and nobody has it: a thaw */
 
     /* Shared by the steps: */
     struct vmfrost_error error;

@@ -342,6 +342,7 @@ vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_e
 
     flow->changes = true;
     flow->no_recovery = true;
+    flow->without_lock = true;
     take_wait(flow, wait_ms);
     return go(flow);
 }

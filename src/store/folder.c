@@ -249,11 +249,10 @@ load(const char *path, size_t most, enum json_type type, struct json_object **do
     *document_r = NULL;
     if (!text && errno == ENOENT)
         return true;
-    if (!text)
-        return vf_fail(error, VMFROST_FAILED, "cannot read %s: %s", path,
-                       errno == EFBIG    ? "it is too large to be one of ours"
-                       : errno == EINVAL ? "it is no regular file"
-                                         : strerror(errno));
+    if (!text) {
+        vf_fail(error, VMFROST_FAILED, "cannot read %s: %s", path, vf_read_trouble(errno));
+        return vf_hint(error, "Look at it, and repair it or move it away.");
+    }
     VF_AUTO_JSON struct json_object *document = vf_json_parse(text, length, DOCUMENT_DEPTH);
 
     if (!json_object_is_type(document, type)) {

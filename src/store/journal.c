@@ -194,6 +194,15 @@ read_lines(const char *text, size_t length, struct json_object *lines)
     return 0;
 }
 
+static void
+hint_journal(const struct vf_vm *vm, struct vmfrost_error *error)
+{
+    vf_hint(error,
+            "It tells what was begun on %s: read it, look at the VM (vmfrost thaw %s is always "
+            "safe), then move it away.",
+            vm->name, vm->name);
+}
+
 struct json_object *
 vf_journal_read(const struct vf_vm *vm, struct vmfrost_error *error)
 {
@@ -205,9 +214,8 @@ vf_journal_read(const struct vf_vm *vm, struct vmfrost_error *error)
         return NULL;
     if (!text) {
         vf_fail(error, VMFROST_FAILED, "cannot read the journal %s: %s", path,
-                errno == EFBIG    ? "it is too large to be one of ours"
-                : errno == EINVAL ? "it is no regular file"
-                                  : strerror(errno));
+                vf_read_trouble(errno));
+        hint_journal(vm, error);
         return NULL;
     }
     VF_AUTO_JSON struct json_object *lines = json_object_new_array();
@@ -216,9 +224,6 @@ vf_journal_read(const struct vf_vm *vm, struct vmfrost_error *error)
     if (damaged == 0)
         return VF_STEAL(lines);
     vf_fail(error, VMFROST_FAILED, "the journal %s is damaged in line %zu", path, damaged);
-    vf_hint(error,
-            "It tells what was begun on %s: read it, look at the VM (vmfrost thaw %s is always "
-            "safe), then move it away.",
-            vm->name, vm->name);
+    hint_journal(vm, error);
     return NULL;
 }

@@ -169,16 +169,27 @@ take(const struct vf_vm *vm, const char *path, struct vmfrost_error *error)
     for (int i = 0; i < 100; i++) {
         if (!vm->in_inventory && !vf_folder_make(vm->folder, error))
             return -1;
-        VF_AUTO_FD int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        VF_AUTO_FD int fd =
+            open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+        struct stat about;
 
+        if (fd < 0 && errno == EROFS) { /* it locks all the same, though nobody is named */
+            fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+            errno = EROFS;
+        }
         if (fd < 0 && errno == ENOENT && !vm->in_inventory)
             continue;
         if (fd < 0 && errno == ENOENT) {
             vf_fail(error, VMFROST_FAILED, "%s has just been removed", vm->name);
             return -1;
         }
-        if (fd < 0) {
-            vf_fail(error, VMFROST_FAILED, "cannot open the lock %s: %s", path, strerror(errno));
+        int why = fd < 0 ? errno : fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) ? EINVAL : 0;
+
+        if (why) {
+            vf_fail(error, VMFROST_FAILED, "cannot open the lock %s: %s", path,
+                    vf_read_trouble(why));
+            if (why == EINVAL || why == EISDIR || why == ELOOP)
+                vf_hint(error, "It is none of vmfrost's: move it away.");
             return -1;
         }
         if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
@@ -291,7 +302,7 @@ vf_vm_holder(const struct vf_vm *vm)
 
     if (!vf_vm_locked(vm))
         return NULL;
-    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
     if (fd >= 0)
         read_owner(fd, &owner);
@@ -311,14 +322,14 @@ bool
 vf_vm_locked(const struct vf_vm *vm)
 {
     VF_AUTO_FREE char *path = vf_printf("%s/lock", vm->folder);
-    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     VF_CLEANUP(owner_release) struct owner owner = {0, NULL, 0};
     VF_CLEANUP(close_file) FILE *locks = fopen("/proc/locks", "re");
     VF_AUTO_FREE char *line = NULL;
     size_t size = 0;
     struct stat about;
 
-    if (fd < 0 || fstat(fd, &about) < 0 || !locks)
+    if (fd < 0 || fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) || !locks)
         return false;
     read_owner(fd, &owner);
     /* "1: FLOCK  ADVISORY  WRITE 4711 fe:01:262146 0 EOF". The device is not what stat(2) says on

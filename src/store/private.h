@@ -101,8 +101,6 @@ bool vf_inventory_holder(const char *vms, const char *address, const char *skip,
 /* vf_vm_lock(); `skip`: a VM of the inventory that is about to get this one's address. */
 int vf_vm_lock_for(const struct vf_vm *vm, const char *what, const char *skip,
                    struct vmfrost_error *error);
-/* Somebody has the lock. Does not take it to find out, so that it disturbs nobody. */
-bool vf_vm_locked(const struct vf_vm *vm);
 
 /*
  * disks.c

@@ -527,7 +527,9 @@ vf_settings_address(const char *folder, char **address_r, struct vmfrost_error *
     const char *text = vf_json_string(settings, keys[SETTING_QMP]);
     const struct reader reader = {path, VMFROST_FAILED, error};
 
-    if (!text)
-        return vf_fail(error, VMFROST_FAILED, "%s: \"qmp\" is missing or no text", path);
+    if (!text) {
+        vf_fail(error, VMFROST_FAILED, "%s: \"qmp\" is missing or no text", path);
+        return vf_hint(error, "\"qmp\" is the path of the VM's QMP socket: repair it.");
+    }
     return read_address(&reader, keys[SETTING_QMP], text, address_r);
 }

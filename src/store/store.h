@@ -89,6 +89,8 @@ struct json_object *vf_store_vms(struct vf_store *store, struct vmfrost_error *e
  * is gone. A child that lives on has to close the descriptor first of all. */
 int vf_vm_lock(const struct vf_vm *vm, const char *what, struct vmfrost_error *error);
 
+/* Somebody has the lock. Does not take it to find out, so that it disturbs nobody. */
+bool vf_vm_locked(const struct vf_vm *vm);
 /* Who has the lock, as {"pid", "what", "since"}, without disturbing anybody; NULL: nobody. Owned by
  * the caller. */
 struct json_object *vf_vm_holder(const struct vf_vm *vm);

@@ -48,6 +48,22 @@ vf_read_file(const char *path, size_t most, size_t *length_r)
     return VF_STEAL(content);
 }
 
+const char *
+vf_read_trouble(int number)
+{
+    switch (number) {
+    case EFBIG:
+        return "it is too large to be one of ours";
+    case EINVAL:
+    case EISDIR:
+        return "it is no regular file";
+    case ELOOP:
+        return "it is a symbolic link";
+    default:
+        return strerror(number);
+    }
+}
+
 static bool
 write_all(int fd, const char *content, size_t length)
 {

@@ -11,9 +11,11 @@
 #include "util/error.h"
 
 /* The whole of a regular file of at most `most` bytes, with a NUL behind it. Owned by
- * the caller; NULL with errno set (ENOENT; EFBIG: larger; EINVAL: no regular file).
- * Symbolic links are not followed. */
+ * the caller; NULL with errno set (ENOENT; EFBIG: larger; EINVAL: no regular file; ELOOP: a
+ * symbolic link, which is not followed). */
 char *vf_read_file(const char *path, size_t most, size_t *length_r);
+/* What such an errno means, for people. */
+const char *vf_read_trouble(int number);
 
 /* Writes `path` so that it has either its old or its new content after any crash:
  * temporary file beside it, fsync, rename, fsync of the folder. Mode 0600. */
