@@ -24,8 +24,6 @@
 #include "vm/qcow2.h"
 #include "vm/tree.h"
 
-#define ID_LENGTH 16
-
 enum step {
     END = VF_STEP_END,
     CONNECT,
@@ -175,10 +173,9 @@ check_format(struct json_object *entry, const struct vf_image *image, const stru
 static bool
 is_hidden(const char *path)
 {
-    const char *name = vf_name_of(path), *id = strrchr(name, '.');
+    VF_AUTO_FREE char *visible = vf_visible_name(vf_name_of(path));
 
-    return name[0] == '.' && id != name && strlen(id + 1) == ID_LENGTH &&
-           strspn(id + 1, "0123456789abcdef") == ID_LENGTH;
+    return visible;
 }
 
 static void
@@ -268,6 +265,16 @@ check_image(struct vf_flow *flow, const struct vf_tree *tree, size_t index)
 
 /* --- Records and files that do not belong together --- */
 
+static void
+check_links(struct vf_flow *flow)
+{
+    VF_AUTO_FREE char *path = vf_printf("%s/links.json", flow->vm.folder);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (!vf_links_sound(flow, &error))
+        complain(add_entry(flow, path, NULL), RESULT_ERROR, vf_strdup(error.text));
+}
+
 /* A record that cannot be read, or a cut in it. */
 static void
 check_records(struct vf_flow *flow, struct json_object *records)
@@ -332,13 +339,13 @@ is_like_ours(const char *name, const char *current, char *snapshot, size_t size)
 static bool
 is_link_of(const char *name, const char *current)
 {
-    VF_AUTO_FREE char *visible = vf_printf(".%s.", current);
     VF_AUTO_FREE char *link = vf_strdup(name);
 
     if (vf_ends_with(link, ".next"))
         link[strlen(link) - strlen(".next")] = '\0';
-    return is_hidden(link) && vf_starts_with(link, visible) &&
-           strlen(link) == strlen(visible) + ID_LENGTH;
+    VF_AUTO_FREE char *visible = vf_visible_name(link);
+
+    return visible && strcmp(visible, current) == 0;
 }
 
 static const struct vf_image *
@@ -458,6 +465,7 @@ look_at_images(struct vf_flow *flow)
         for (size_t k = 0; k < forest.trees[i].count; k++)
             check_image(flow, &forest.trees[i], k);
     check_records(flow, records);
+    check_links(flow);
     for (size_t i = 0; i < forest.count; i++)
         check_folder(flow, &forest, &forest.trees[i]);
     flow->records_seen = json_object_get(records);

@@ -21,6 +21,7 @@
 #include "util/file.h"
 #include "util/json.h"
 #include "util/mem.h"
+#include "util/text.h"
 #include "vm/graph.h"
 #include "vm/tree.h"
 
@@ -75,7 +76,10 @@ static bool
 refuse(struct vf_flow *flow, const struct vf_cut *cut, const char *why, const char *next)
 {
     vf_note(flow, VMFROST_FAILED, "disk %s: %s", cut->name, why);
-    vf_advise(flow, "%s", next);
+    if (vf_starts_with(next, "vmfrost "))
+        vf_advise(flow, "see `%s %s`", next, flow->vm.name);
+    else
+        vf_advise(flow, "%s", next);
     return false;
 }
 
@@ -407,7 +411,7 @@ adopt(struct vf_flow *flow, struct vf_cut *cut, const struct family *family)
                        (!vf_process_opened(flow->qemu.pid, cut->base, &opened) ||
                         (!opened.read_only && !opened.read_write))))
         return refuse(flow, cut, "what QEMU has below its current image is not this snapshot's",
-                      "see `vmfrost status`");
+                      "vmfrost status");
     set(&cut->overlay_node, disk->node);
     set(&cut->filter, disk->root && strcmp(disk->root, disk->node) != 0 ? disk->root : NULL);
     set(&cut->overlay_file_node, disk->file_named ? disk->file_node : NULL);
@@ -451,12 +455,26 @@ is_idle(struct vf_flow *flow, const struct vf_cut *cut, const struct family *fam
     return true;
 }
 
+/* Two spellings of one name in one folder: removing the one removes the other. */
+static bool
+is_same_name(const char *a, const char *b)
+{
+    VF_AUTO_FREE char *a_folder = vf_folder_of(a);
+    VF_AUTO_FREE char *b_folder = vf_folder_of(b);
+    struct stat a_about, b_about;
+
+    return strcmp(vf_name_of(a), vf_name_of(b)) == 0 &&
+           (stat(a_folder, &a_about) < 0 || stat(b_folder, &b_about) < 0 ||
+            (a_about.st_dev == b_about.st_dev && a_about.st_ino == b_about.st_ino));
+}
+
 char *
 vf_joined_name(const struct vf_flow *flow, const struct vf_cut *cut, struct json_object *records)
 {
     struct vf_inode inode = vf_inode_of(cut->names.sealed);
 
-    if (cut->names.top && vf_inode_equal(vf_inode_of(cut->names.top), inode))
+    if (cut->names.top && !is_same_name(cut->names.top, cut->names.sealed) &&
+        vf_inode_equal(vf_inode_of(cut->names.top), inode))
         return vf_strdup(cut->names.top);
     for (size_t i = 0; i < vf_json_length(records); i++) {
         struct json_object *record = vf_json_at(records, i), *cuts = vf_json_array(record, "cuts");
@@ -467,7 +485,7 @@ vf_joined_name(const struct vf_flow *flow, const struct vf_cut *cut, struct json
         for (size_t k = 0; k < vf_json_length(cuts); k++) {
             const char *sealed = vf_json_string(vf_json_at(cuts, k), "sealed");
 
-            if (sealed && strcmp(sealed, cut->names.sealed) != 0 &&
+            if (sealed && !is_same_name(sealed, cut->names.sealed) &&
                 vf_inode_equal(vf_inode_of(sealed), inode))
                 return vf_strdup(sealed);
         }
@@ -521,7 +539,7 @@ choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
         }
         if (!image_at(family, child)->own)
             return refuse(flow, cut, "an image that is none of this VM's builds on it",
-                          "see `vmfrost verify`");
+                          "vmfrost verify");
         if (!nobody_else_uses(flow, cut,
                               image_at(family, way == VF_GRAFT_DOWN ? family->sealed : child)))
             return false;
@@ -585,7 +603,7 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
         return refuse(flow, cut,
                       family.sealed == VF_NO_IMAGE ? "its image is not found"
                                                    : image_at(&family, family.sealed)->problem,
-                      "see `vmfrost verify`");
+                      "vmfrost verify");
     if (cut->base.number && !vf_inode_equal(image_at(&family, family.sealed)->inode, cut->base)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: %s is not the image that was sealed", cut->name,
                 cut->names.sealed);
@@ -601,14 +619,18 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
         return cut->merged || refuse(flow, cut,
                                      "QEMU runs on the image of this snapshot, and another image "
                                      "builds on that",
-                                     "see `vmfrost status`");
+                                     "vmfrost status");
     }
     if (!is_readable(flow, cut, &family))
         return false;
+    /* The name of such an image is anybody's, and all that is the disk's builds on it. */
+    cut->unrelated = cut->naming == VF_NAMING_NEW_FILE &&
+                     !vf_json_bool(flow->record, "deleting", false) &&
+                     count_children(&family, family.sealed) == 0;
     if (family.disk && !is_stopped(flow) &&
         !vf_inode_equal(image_at(&family, family.tree.current)->inode, family.place.inode))
         return refuse(flow, cut, "QEMU does not run on the current image of this chain",
-                      "see `vmfrost status`");
+                      "vmfrost status");
     return is_idle(flow, cut, &family) && nobody_else_builds_on(flow, cut, &family) &&
            choose_ways(flow, at, &family);
 }

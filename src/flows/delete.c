@@ -145,19 +145,46 @@ undo_files(struct vf_flow *flow)
 
 /* Beginning. */
 
+/* The sealed image has the name that a cut of this snapshot gives it: else the record is none of
+ * ours, or another snapshot's. */
+static bool
+has_own_name(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    VF_AUTO_FREE char *sealed =
+        cut->naming == VF_NAMING_FLIP ? vf_sealed_name(cut->names.top, flow->snapshot_name) : NULL;
+
+    return !sealed || strcmp(sealed, cut->names.sealed) == 0;
+}
+
+/* Takes up the record's cuts; false with the error if they are not what a snapshot has. */
+static bool
+take_cuts(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    struct json_object *cuts = vf_json_array(flow->record, "cuts");
+    bool clear = vf_json_length(cuts) > 0 && vf_cuts_parse(flow, cuts);
+
+    for (size_t i = 0; i < flow->cut_count; i++)
+        clear = clear && has_own_name(flow, &flow->cuts[i]);
+    return clear || vf_record_unclear(&flow->vm, flow->snapshot_name, error);
+}
+
 static void
 choose(struct vf_flow *flow)
 {
-    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vmfrost_error ignored = {.code = VMFROST_OK}, error = {.code = VMFROST_OK};
 
-    vf_links_sweep(flow);
+    if (!vf_links_sweep(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (!flow->record) { /* it was removed already: only the journal was left */
         vf_cuts_parse(flow, NULL);
         vf_end(flow, VF_OK);
         return;
     }
-    if (flow->resumed && !vf_cuts_parse(flow, vf_json_array(flow->record, "cuts"))) {
-        vf_refuse(flow, VMFROST_FAILED, "its record does not say which images it is made of");
+    if (flow->resumed && !take_cuts(flow, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
         return;
     }
     /* What a plan refuses is about cutting. */
@@ -276,15 +303,20 @@ drop_sealed(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *
 
     if (!inode.number || lstat(cut->names.sealed, &about) < 0)
         return true;
-    if (other && is_known(flow, cut->names.sealed))
-        return vf_links_has(flow, cut->names.sealed) || vf_keep_sealed(flow, cut, other);
-    if (!other && !is_free(flow, cut, inode))
-        return false;
     if (!S_ISREG(about.st_mode)) {
         vf_warn(flow, "%s is not used any more, and is left as it is: it is no regular file",
                 cut->names.sealed);
         return true;
     }
+    if (other ? about.st_nlink < 2 : cut->unrelated || !vf_inode_equal(inode, cut->base)) {
+        vf_warn(flow, "%s is left as it is: nothing proves that it is the image that was sealed",
+                cut->names.sealed);
+        return true;
+    }
+    if (other && is_known(flow, cut->names.sealed))
+        return vf_links_has(flow, cut->names.sealed) || vf_keep_sealed(flow, cut, other);
+    if (!other && !is_free(flow, cut, inode))
+        return false;
     if (!other && !vf_links_drop(flow, inode)) /* nobody would find those again afterwards */
         return false;
     if (!vf_unlink(cut->names.sealed, inode, &flow->log, &error))
@@ -557,27 +589,22 @@ const struct vf_table vf_forget_table = {
     .first = 1,
 };
 
-/* Takes up the record's cuts; false: there is no content. */
+/* Nothing of it is left but the record: the snapshot was not taken, or rolled back. */
 static bool
-take_cuts(struct vf_flow *flow)
+is_empty(struct json_object *record)
 {
-    struct json_object *cuts = vf_json_array(flow->record, "cuts");
-
-    if (vf_json_length(cuts) == 0)
-        return false;
-    if (!vf_cuts_parse(flow, cuts))
-        vf_fail(&flow->error, VMFROST_FAILED,
-                "the record of %s@%s does not say which images it is made of", flow->vm.name,
-                flow->snapshot_name);
-    return true;
+    return !json_object_object_get_ex(record, "cuts", NULL) &&
+           !vf_json_bool(record, "readyToUse", false) && !vf_json_bool(record, "deleting", false);
 }
 
 void
 vf_delete_prepare(struct vf_flow *flow)
 {
     flow->record = vf_record_load(&flow->vm, flow->snapshot_name, &flow->error);
-    if (flow->record && !take_cuts(flow))
+    if (flow->record && is_empty(flow->record))
         flow->engine.table = &vf_forget_table;
+    else if (flow->record)
+        take_cuts(flow, &flow->error);
 }
 
 void

@@ -173,7 +173,10 @@ on_recovered(void *data, const struct vmfrost_result *result)
     if (result->code != VMFROST_OK) {
         vf_note(flow, result->code, "an interrupted operation must be finished first: %s",
                 result->text);
-        vf_advise(flow, "%s", result->next[0] ? result->next : "run `vmfrost recover`");
+        if (result->next[0])
+            vf_advise(flow, "%s", result->next);
+        else
+            vf_advise(flow, "run `vmfrost recover %s`", flow->vm.name);
     }
     run_or_end(flow);
 }
@@ -192,6 +195,9 @@ begin(struct vf_flow *flow)
         vf_printf("%s %s%s%s", flow->engine.table->operation, flow->vm.name,
                   flow->snapshot_name ? "@" : "", flow->snapshot_name ? flow->snapshot_name : "");
     flow->lock_fd = vf_vm_lock(&flow->vm, what, &flow->error);
+    /* Whatever has become of the state folder, a frozen guest cannot wait for it. */
+    if (flow->lock_fd < 0 && flow->without_lock && !vf_vm_locked(&flow->vm))
+        vf_absolve(flow);
     if (flow->lock_fd < 0 || flow->no_recovery || !vf_journal_exists(&flow->vm)) {
         run_or_end(flow);
         return;

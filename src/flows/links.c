@@ -5,7 +5,8 @@
  * QEMU reopens images by the names it was given, so a name under which it knows an image has
  * to stay as long as that process lives, however the visible names move. Each such name is
  * remembered in STATE/vms/NAME/links.json with the process that needs it, and removed at the first
- * contact after that process is gone; never the last name of an image.
+ * contact after that process is gone; never the last visible name of an image, nor a name that a
+ * record has for one.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -29,21 +30,56 @@ links_path(const struct vf_flow *flow)
     return vf_printf("%s/links.json", flow->vm.folder);
 }
 
-/* An array, empty if there is nothing. Owned by the caller. */
+/* An array, empty if there is none; NULL with the error if it is damaged. Owned by the caller. */
 static struct json_object *
-load(const struct vf_flow *flow)
+load(const struct vf_flow *flow, struct vmfrost_error *error)
 {
     VF_AUTO_FREE char *path = links_path(flow);
     VF_AUTO_FREE char *text = NULL;
     size_t length;
 
     text = vf_read_file(path, LINKS_MAX, &length);
-    struct json_object *links = text ? vf_json_parse(text, length, 8) : NULL;
+    if (!text && errno == ENOENT)
+        return json_object_new_array();
+    VF_AUTO_FREE char *why = text ? NULL : vf_strdup(vf_read_trouble(errno));
+    VF_AUTO_JSON struct json_object *links = text ? vf_json_parse(text, length, 8) : NULL;
+    bool sound = json_object_is_type(links, json_type_array);
 
-    if (links && json_object_is_type(links, json_type_array))
-        return links;
-    json_object_put(links);
-    return json_object_new_array();
+    for (size_t i = 0; sound && i < vf_json_length(links); i++) {
+        const char *link = vf_json_string(vf_json_at(links, i), "path");
+
+        sound = link && *link == '/';
+    }
+    if (sound)
+        return VF_STEAL(links);
+    vf_fail(error, VMFROST_FAILED, "cannot use %s: %s", path, why ? why : "it is damaged");
+    vf_hint(error,
+            "It lists second names of images that a running QEMU needs: move it away; `vmfrost "
+            "verify %s` finds those that are left over when QEMU has ended",
+            flow->vm.name);
+    return NULL;
+}
+
+/* For whoever only looks: empty also if it is damaged, which the next change tells of. */
+static struct json_object *
+peek(const struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct json_object *links = load(flow, &ignored);
+
+    return links ? links : json_object_new_array();
+}
+
+/* For whoever changes it: NULL with the error noted. */
+static struct json_object *
+take(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct json_object *links = load(flow, &error);
+
+    if (!links)
+        vf_note_error(flow, &error);
+    return links;
 }
 
 static bool
@@ -76,8 +112,10 @@ append(const struct vf_flow *flow, struct json_object *links, const char *path, 
 bool
 vf_links_add(struct vf_flow *flow, const char *path, const char *top)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
 
+    if (!links)
+        return false;
     append(flow, links, path, top);
     return save(flow, links);
 }
@@ -99,7 +137,7 @@ is_among(const struct vf_flow *flow, struct json_object *links, const char *path
 bool
 vf_links_has(const struct vf_flow *flow, const char *path)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = peek(flow);
 
     return is_among(flow, links, path);
 }
@@ -107,22 +145,22 @@ vf_links_has(const struct vf_flow *flow, const char *path)
 bool
 vf_links_add_overlays(struct vf_flow *flow)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     size_t before = vf_json_length(links);
 
-    for (size_t i = 0; i < flow->cut_count; i++) {
+    for (size_t i = 0; links && i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
         if (cut->naming == VF_NAMING_FLIP && !is_among(flow, links, cut->names.overlay))
             append(flow, links, cut->names.overlay, cut->names.top);
     }
-    return vf_json_length(links) == before || save(flow, links);
+    return links && (vf_json_length(links) == before || save(flow, links));
 }
 
 char *
 vf_links_top(const struct vf_flow *flow, const char *path)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = peek(flow);
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
         const char *its_path = vf_json_string(vf_json_at(links, i), "path");
@@ -134,6 +172,14 @@ vf_links_top(const struct vf_flow *flow, const char *path)
             return vf_strdup(top);
     }
     return NULL;
+}
+
+bool
+vf_links_sound(const struct vf_flow *flow, struct vmfrost_error *error)
+{
+    VF_AUTO_JSON struct json_object *links = load(flow, error);
+
+    return links;
 }
 
 static bool
@@ -149,7 +195,7 @@ is_needed(struct json_object *link)
 bool
 vf_links_needed(const struct vf_flow *flow, const char *path)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = peek(flow);
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
         const char *its_path = vf_json_string(vf_json_at(links, i), "path");
@@ -163,7 +209,7 @@ vf_links_needed(const struct vf_flow *flow, const char *path)
 bool
 vf_links_forget(struct vf_flow *flow, const char *path)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     VF_AUTO_JSON struct json_object *kept = json_object_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
@@ -172,13 +218,13 @@ vf_links_forget(struct vf_flow *flow, const char *path)
         if (!its_path || strcmp(its_path, path) != 0)
             json_object_array_add(kept, json_object_get(vf_json_at(links, i)));
     }
-    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+    return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));
 }
 
 bool
 vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     bool moved = false;
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
@@ -191,13 +237,13 @@ vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top)
         vf_json_add_string(link, "top", top);
         moved = true;
     }
-    return !moved || save(flow, links);
+    return links && (!moved || save(flow, links));
 }
 
 bool
 vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     VF_AUTO_JSON struct json_object *kept = json_object_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
@@ -210,7 +256,7 @@ vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
         else if (!vf_unlink(path, inode, &flow->log, &error))
             return vf_note_error(flow, &error);
     }
-    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+    return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));
 }
 
 /* Not even an image that a process which cannot be looked at may have open. */
@@ -228,7 +274,7 @@ is_closed(const struct vf_flow *flow, struct json_object *link, struct vf_inode 
 bool
 vf_links_trim(struct vf_flow *flow)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     VF_AUTO_JSON struct json_object *kept = json_object_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
@@ -244,36 +290,83 @@ vf_links_trim(struct vf_flow *flow)
                             &error))
             return vf_note_error(flow, &error);
     }
-    return vf_json_length(kept) == vf_json_length(links) || save(flow, kept);
+    return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));
 }
 
-void
+/* A record that is not being deleted has it as an image. */
+static bool
+is_image(struct json_object *records, const char *path)
+{
+    static const char *const keys[] = {"top", "sealed", "overlay"};
+
+    for (size_t i = 0; i < vf_json_length(records); i++) {
+        struct json_object *cuts = vf_json_array(vf_json_at(records, i), "cuts");
+
+        if (vf_json_bool(vf_json_at(records, i), "deleting", false))
+            continue;
+        for (size_t k = 0; k < vf_json_length(cuts); k++)
+            for (size_t key = 0; key < sizeof keys / sizeof *keys; key++) {
+                const char *image = vf_json_string(vf_json_at(cuts, k), keys[key]);
+
+                /* The overlay's hidden name is one that goes. */
+                if (image && *vf_name_of(image) != '.' && strcmp(image, path) == 0)
+                    return true;
+            }
+    }
+    return false;
+}
+
+/* What this file says of a name is not enough to remove it. NULL if it may go, else why not. */
+static const char *
+reason_to_stay(struct json_object *records, const char *path, struct stat *about)
+{
+    struct vf_inode inode = {about->st_dev, about->st_ino};
+    VF_AUTO_FREE char *hidden = vf_visible_name(vf_name_of(path));
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+    VF_AUTO_FREE char *real = realpath(folder, NULL);
+
+    if (!S_ISREG(about->st_mode) || about->st_nlink < 2)
+        return "it is the only name of its image";
+    if ((!hidden && !strchr(vf_name_of(path), '@')) || !real || strcmp(real, folder) != 0)
+        return "it is no name that is made for a QEMU";
+    if (is_image(records, path))
+        return "it is the image of a snapshot";
+    VF_AUTO_FREE char *other = vf_find_other_name(path, inode);
+
+    return other ? NULL : "its image has no other visible name";
+}
+
+bool
 vf_links_sweep(struct vf_flow *flow)
 {
-    VF_AUTO_JSON struct json_object *links = load(flow);
+    VF_AUTO_JSON struct json_object *links = take(flow);
     VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records =
+        vf_json_length(links) ? vf_record_list(&flow->vm, &error) : NULL;
 
+    if (vf_failed(&error))
+        return vf_note_error(flow, &error);
     for (size_t i = 0; i < vf_json_length(links); i++) {
         struct json_object *link = vf_json_at(links, i);
         const char *path = vf_json_string(link, "path");
-        struct vmfrost_error error = {.code = VMFROST_OK};
         struct stat about;
 
-        if (!path || lstat(path, &about) < 0)
+        if (lstat(path, &about) < 0)
             continue;
         if (is_needed(link)) {
             json_object_array_add(kept, json_object_get(link));
             continue;
         }
-        struct vf_inode inode = {about.st_dev, about.st_ino};
+        const char *why = reason_to_stay(records, path, &about);
 
-        if (!S_ISREG(about.st_mode) || about.st_nlink < 2) {
-            vf_warn(flow, "%s is the only name of its image: it is left alone", path);
-        } else if (!vf_unlink(path, inode, &flow->log, &error)) {
+        if (why) {
+            vf_warn(flow, "%s is left alone: %s", path, why);
+        } else if (!vf_unlink(path, (struct vf_inode){about.st_dev, about.st_ino}, &flow->log,
+                              &error)) {
             vf_warn(flow, "%s", error.text);
             json_object_array_add(kept, json_object_get(link)); /* the next one tries again */
         }
     }
-    if (vf_json_length(kept) != vf_json_length(links))
-        save(flow, kept);
+    return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));
 }

@@ -147,9 +147,9 @@ vf_step_plan(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (flow->lock_fd >= 0) /* a check changes nothing */
-        vf_links_sweep(flow);
-    if (!vf_plan_facts(flow, &flow->error)) {
+    /* A check changes nothing. */
+    if (!(flow->lock_fd >= 0 ? vf_links_sweep(flow) : vf_links_sound(flow, &flow->error)) ||
+        !vf_plan_facts(flow, &flow->error)) {
         vf_end(flow, VF_REFUSED);
         return;
     }

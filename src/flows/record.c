@@ -415,6 +415,15 @@ vf_record_refresh(struct vf_flow *flow, const char *snapshot, const char *path)
     return vf_record_save(&flow->vm, record, &error) || vf_note_error(flow, &error);
 }
 
+bool
+vf_record_unclear(const struct vf_vm *vm, const char *snapshot, struct vmfrost_error *error)
+{
+    vf_fail(error, VMFROST_FAILED, "the record of %s@%s does not say which images it is made of",
+            vm->name, snapshot);
+    return vf_hint(error, "look at %s/records/%s.json, and repair it or move it away", vm->folder,
+                   snapshot);
+}
+
 void
 vf_record_make(struct vf_flow *flow, const char *name)
 {
@@ -525,6 +534,8 @@ void
 vf_step_record(struct vf_flow *flow)
 {
     judge(flow);
+    struct vmfrost_error judged = flow->error;
+
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
     vf_conclude(flow);
@@ -532,6 +543,10 @@ vf_step_record(struct vf_flow *flow)
         !vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {
         flow->snapshot_state = VMFROST_SNAPSHOT_NONE;
         flow->engine_pays = 0;
+        /* It goes on: what is told at its end is another thing. */
+        if (vf_failed(&judged))
+            flow->error = judged;
+        flow->concluded = false;
         vf_end(flow, VF_REFUSED);
         return;
     }

@@ -57,8 +57,7 @@ read_journal(struct vf_flow *flow)
         return;
     }
     if (!flow->journal_lines) {
-        vf_links_sweep(flow);
-        vf_end(flow, VF_OK);
+        vf_end(flow, vf_links_sweep(flow) ? VF_OK : VF_REFUSED);
         return;
     }
     if (vf_json_length(flow->journal_lines) && !vf_history_adopt(flow)) {
@@ -471,7 +470,7 @@ close_up(struct vf_flow *flow)
     else if (vf_history_was(flow, "snapshot") && flow->action &&
              strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
-    vf_links_sweep(flow);
+    closed = vf_links_sweep(flow) && closed;
     vf_end(flow, closed && vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
 }
 

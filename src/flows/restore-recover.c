@@ -230,7 +230,10 @@ take_record(struct vf_flow *flow)
 static void
 close_up(struct vf_flow *flow)
 {
-    vf_links_sweep(flow);
+    if (!vf_links_sweep(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (flow->restore.turned) {
         take_record(flow);
         vf_step_restored(flow);

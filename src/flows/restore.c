@@ -92,9 +92,10 @@ read_targets(struct vf_flow *flow, struct choice *choice)
         understood = vf_cut_parse(&choice->targets[i], vf_json_at(cuts, i));
         choice->target_count += understood;
     }
-    return understood || vf_note(flow, VMFROST_FAILED,
-                                 "the record of %s@%s does not say which images it is made of",
-                                 flow->vm.name, flow->snapshot_name);
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    return understood || vf_record_unclear(&flow->vm, flow->snapshot_name, &error) ||
+           vf_note_error(flow, &error);
 }
 
 static void
@@ -431,8 +432,8 @@ choose(struct vf_flow *flow)
 {
     struct choice choice = {0};
 
-    vf_links_sweep(flow);
-    bool chosen = may_reset(flow) && name_what_is_kept(flow) && choose_disks(flow, &choice);
+    bool chosen = vf_links_sweep(flow) && may_reset(flow) && name_what_is_kept(flow) &&
+                  choose_disks(flow, &choice);
 
     release_choice(&choice);
     if (chosen)

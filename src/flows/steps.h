@@ -247,6 +247,8 @@ bool vf_record_refresh(struct vf_flow *flow, const char *snapshot, const char *p
 bool vf_record_write(struct vf_flow *flow, const char *phase, bool ready);
 /* The VM was not running. A recovery knows it from the record. */
 bool vf_record_is_offline(const struct vf_flow *flow);
+/* The error of a record whose cuts cannot be understood. Always false. */
+bool vf_record_unclear(const struct vf_vm *vm, const char *snapshot, struct vmfrost_error *error);
 bool vf_keep_links(struct vf_flow *flow);
 /* The operation goes on in spite of its error, which becomes a warning. */
 void vf_absolve(struct vf_flow *flow);
@@ -276,8 +278,10 @@ bool vf_links_drop(struct vf_flow *flow, struct vf_inode inode);
 /* Removes the links of images that the QEMU of this flow has closed since: none of its nodes is
  * left that could open them again. */
 bool vf_links_trim(struct vf_flow *flow);
-/* Removes the links whose QEMU is gone. */
-void vf_links_sweep(struct vf_flow *flow);
+/* The list of them can be used; else false with the error. */
+bool vf_links_sound(const struct vf_flow *flow, struct vmfrost_error *error);
+/* Removes the links whose QEMU is gone; false if the list of them cannot be used. */
+bool vf_links_sweep(struct vf_flow *flow);
 
 /* delete.c */
 /* Loads the record; one without content is only removed. */

@@ -117,6 +117,28 @@ take_below(struct json_object *document, struct vf_cut *cut)
             take_inode(document, "belowInode", cut->below, &cut->below_inode));
 }
 
+/* Names are removed and turned because a document says so: they have to be such as vf_names_make()
+ * makes. Two names of one file are told apart by their letters, so that these must tell. */
+static bool
+names_are_ours(const struct vf_cut *cut)
+{
+    const struct vf_names *names = &cut->names;
+
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return !names->top && !names->next && strcmp(names->sealed, names->overlay) != 0;
+    if (!names->top || !names->next || names->top[0] != '/' || names->sealed[0] != '/' ||
+        names->overlay[0] != '/')
+        return false;
+    VF_AUTO_FREE char *folder = vf_folder_of(names->top);
+    VF_AUTO_FREE char *sealed_folder = vf_folder_of(names->sealed);
+    VF_AUTO_FREE char *next = vf_printf("%s.next", names->overlay);
+    const char *top = vf_name_of(names->top), *sealed = vf_name_of(names->sealed),
+               *overlay = vf_name_of(names->overlay);
+
+    return strcmp(folder, sealed_folder) == 0 && strcmp(next, names->next) == 0 &&
+           strcmp(top, sealed) != 0 && strcmp(top, overlay) != 0 && strcmp(sealed, overlay) != 0;
+}
+
 bool
 vf_cut_parse(struct vf_cut *cut, struct json_object *document)
 {
@@ -147,8 +169,7 @@ vf_cut_parse(struct vf_cut *cut, struct json_object *document)
     };
     bool whole = cut->name && cut->node && cut->overlay_node && cut->format && cut->base_file &&
                  naming && cut->names.sealed && cut->names.overlay && cut->names.backing &&
-                 (cut->naming == VF_NAMING_NEW_FILE || (cut->names.top && cut->names.next)) &&
-                 vf_json_int(document, "size", &cut->size) &&
+                 names_are_ours(cut) && vf_json_int(document, "size", &cut->size) &&
                  take_inode(document, "baseInode", cut->names.sealed, &cut->base) &&
                  take_inode(document, "overlayInode", cut->names.overlay, &cut->overlay) &&
                  take_below(document, cut);

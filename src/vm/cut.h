@@ -42,8 +42,9 @@ struct vf_cut {
     int64_t below_size;          /* virtual, in bytes; the overlay's, too */
 
     /* Found out again each time, and not kept: */
-    bool absent; /* the disk is not plugged in now */
-    bool merged; /* all of the overlay is in the base, and the disk runs on that: proved */
+    bool absent;    /* the disk is not plugged in now */
+    bool merged;    /* all of the overlay is in the base, and the disk runs on that: proved */
+    bool unrelated; /* deletion: nothing of the VM's has ever been seen to build on the base */
 };
 
 /* A cut of `disk`, which lies at `place`, for a snapshot. `index` makes node names unique. */

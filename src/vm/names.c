@@ -64,8 +64,9 @@ vf_inode_of(const char *path)
     return inode;
 }
 
-char *
-vf_find_inode(const char *folder, struct vf_inode inode)
+/* `but` (may be NULL): the name that is not meant. */
+static char *
+find_name(const char *folder, struct vf_inode inode, const char *but)
 {
     VF_AUTO_FREE char *found = NULL;
     DIR *entries = vf_inode_known(inode) ? opendir(folder) : NULL;
@@ -73,7 +74,8 @@ vf_find_inode(const char *folder, struct vf_inode inode)
     for (struct dirent *entry; entries && (entry = readdir(entries));) {
         bool hidden = entry->d_name[0] == '.';
 
-        if (entry->d_ino != inode.number || (hidden && found))
+        if (entry->d_ino != inode.number || (hidden && found) ||
+            (but && strcmp(entry->d_name, but) == 0))
             continue;
         VF_AUTO_FREE char *path =
             vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, entry->d_name);
@@ -88,6 +90,21 @@ vf_find_inode(const char *folder, struct vf_inode inode)
     if (entries)
         closedir(entries);
     return VF_STEAL(found);
+}
+
+char *
+vf_find_inode(const char *folder, struct vf_inode inode)
+{
+    return find_name(folder, inode, NULL);
+}
+
+char *
+vf_find_other_name(const char *path, struct vf_inode inode)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+    VF_AUTO_FREE char *found = find_name(folder, inode, vf_name_of(path));
+
+    return found && *vf_name_of(found) != '.' ? VF_STEAL(found) : NULL;
 }
 
 /* --- The names of one cut --- */

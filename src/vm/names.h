@@ -88,9 +88,16 @@ bool vf_inode_equal(struct vf_inode a, struct vf_inode b);
 /* Of what `path` itself is (symbolic links not followed); 0, 0 if there is nothing. */
 struct vf_inode vf_inode_of(const char *path);
 
+/* "web.qcow2" of ".web.qcow2.0123456789abcdef", the name of a hidden link. Owned by the caller;
+ * NULL for all other names. */
+char *vf_visible_name(const char *name);
+
 /* A file in `folder` that is `inode`: its path, if possible a visible one; NULL if there is none.
  * Owned by the caller. */
 char *vf_find_inode(const char *folder, struct vf_inode inode);
+/* Another visible name that `inode`, which `path` leads to, has in the same folder; NULL if it has
+ * none. Owned by the caller. */
+char *vf_find_other_name(const char *path, struct vf_inode inode);
 
 /* None of the names that a cut creates exists yet, and all can be had (length of names, of the
  * header's string); false with the one that is in the way. */

@@ -215,10 +215,8 @@ make_absolute(pid_t pid, const char *file)
     return vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, file);
 }
 
-/* "web.qcow2" of ".web.qcow2.0123456789abcdef", the name of a hidden link. Owned by the caller;
- * NULL for all other names. */
-static char *
-visible_name(const char *name)
+char *
+vf_visible_name(const char *name)
 {
     size_t length = strlen(name);
 
@@ -488,7 +486,7 @@ static bool
 find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmfrost_error *error)
 {
     VF_AUTO_FREE char *real = real_path(absolute);
-    VF_AUTO_FREE char *name = visible_name(vf_name_of(absolute));
+    VF_AUTO_FREE char *name = vf_visible_name(vf_name_of(absolute));
     struct vf_inode inode = real ? vf_inode_of(real) : (struct vf_inode){0, 0};
     struct vf_opened opened;
 

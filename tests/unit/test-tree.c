@@ -36,13 +36,14 @@ record(const char *snapshot, const char *disk, const char *top, const char *seal
     bool file = !strchr(sealed, ':');
     VF_AUTO_FREE char *sealed_path = file ? path_of(sealed) : vf_strdup(sealed);
     VF_AUTO_FREE char *overlay_path = path_of(overlay);
+    VF_AUTO_FREE char *next_path = vf_printf("%s.next", overlay_path);
     struct json_object *document = vf_json_strings("name", snapshot, "phase", "Succeeded", NULL);
     struct json_object *cuts = json_object_new_array();
     struct json_object *cut =
         vf_json_strings("name", disk, "node", "n", "overlayNode", "o", "format", format, "baseFile",
                         "b", "naming", top ? "flip" : "new-file", "sealed", sealed_path, "overlay",
-                        overlay_path, "backing", "b", "top", top_path, "next", top ? "next" : NULL,
-                        NULL);
+                        overlay_path, "backing", "b", "top", top_path, "next",
+                        top ? next_path : NULL, NULL);
 
     vf_json_add_int(cut, "size", 64 << 20);
     vf_json_add_int(cut, "baseInode", file ? (int64_t)number_of(sealed) : 0);
@@ -182,7 +183,7 @@ test_branches(void)
     RUN("mv", "web.qcow2", "web@c.qcow2");
     RUN("rm", ".web.qcow2.0123456789abcdef");
     make("web.qcow2", "web@a.qcow2", "qcow2");
-    record("c", "vda", "web.qcow2", "web@c.qcow2", "web.qcow2", "qcow2");
+    record("c", "vda", "web.qcow2", "web@c.qcow2", ".web.qcow2.0123456789abcdef", "qcow2");
     if (!ok(read_tree("vda", "web.qcow2", &tree), "a branched tree is read"))
         return;
     size_t a = at(&tree, "web@a.qcow2"), first = vf_tree_children(&tree, a, VF_NO_IMAGE);
@@ -303,7 +304,7 @@ test_new_file(void)
     json_object_array_del_idx(records, 1, 1);
     RUN("mv", "disk+a.qcow2", "disk+a@b.qcow2");
     make("disk+a.qcow2", "disk+a@b.qcow2", "qcow2");
-    record("b", "vda", "disk+a.qcow2", "disk+a@b.qcow2", "disk+a.qcow2", "qcow2");
+    record("b", "vda", "disk+a.qcow2", "disk+a@b.qcow2", ".disk+a.qcow2.0123456789abcdef", "qcow2");
     ok(read_tree("vda", NULL, &tree), "flipped after a new file");
     check(&tree, "disk+a.qcow2", NULL, "disk+a@b.qcow2", NULL);
     check(&tree, "disk+a@b.qcow2", "b", "disk.raw", NULL);
@@ -464,7 +465,7 @@ test_forest(void)
     RUN("qemu-img", "create", "-q", "-f", "raw", "disk.raw", "64M");
     make("disk+a.qcow2", "disk.raw", "raw");
     record("a", "vdb", NULL, "disk.raw", "disk+a.qcow2", "raw");
-    record("b", "vdb", "disk+a.qcow2", "disk+a@b.qcow2", "disk+a.qcow2", "qcow2");
+    record("b", "vdb", "disk+a.qcow2", "disk+a@b.qcow2", ".disk+a.qcow2.0123456789abcdef", "qcow2");
     json_object_array_add(records, json("{\"name\": \"x\", \"cuts\": [7, {\"name\": 1}]}"));
     vf_forest_read(records, NULL, &forest);
     is_int((long long)forest.count, 2, "two disks");

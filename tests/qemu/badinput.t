@@ -1,0 +1,357 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Damaged, planted and odd files, in the state folder and among the images, on a real QEMU: nothing
+is lost, nothing hangs, and whoever is told of it is told which file it is, and what to do.
+
+    tests/qemu/badinput.t [PART]
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bare import LabError, Qemu, Tap, drive, make_image
+
+ONLY = sys.argv[1] if len(sys.argv) > 1 else ""
+
+# Nothing here takes a second, but a busy machine. What hangs does so for good.
+PATIENCE = 60
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+def look(folder):
+    """{name: (kind and mode, inode, content)} of all that is below a folder."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        about = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(about.st_mode) else \
+            os.readlink(path) if path.is_symlink() else None
+        found[str(path.relative_to(folder))] = (about.st_mode, about.st_ino, content)
+    return found
+
+
+def said(out):
+    """All that a command told."""
+    return "\n".join([out.error, out.next, out.err, json.dumps(out.document), str(out.result)])
+
+
+def case(t, vm, what, command, code, words, next_words=()):
+    """A command ends with this code, says all of these words, some of them as its hint, and leaves
+    every image as it was. Its Out; NULL if it hangs."""
+    before = look(vm.disks)
+    try:
+        out = vm.vmfrost(*command, timeout=PATIENCE)
+    except LabError as error:
+        t.ok(False, f"{what}: {error}")
+        return None
+    text = said(out)
+    wrong = []
+    if out.code != code:
+        wrong.append(f"exit {out.code}, not {code}")
+    wrong += [f"it does not say {word!r}" for word in map(str, words) if word not in text]
+    wrong += [f"it does not advise {word!r}" for word in map(str, next_words) if word not in out.next]
+    if code and not out.next and not words:
+        wrong.append("no next step")
+    after = look(vm.disks)
+    wrong += [f"{name}: {before.get(name)} -> {after.get(name)}"
+              for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    if not t.is_(wrong, [], f"{what}: {' '.join(command)}"):
+        t.diag(f"exit {out.code}: {out.error}\nnext: {out.next}\n{out.document}\n{out.err}")
+    return out
+
+
+def vm_folder(vm):
+    return next(iter((Path(vm.state) / "vms").iterdir()))
+
+
+def record_path(vm, name):
+    return vm_folder(vm) / "records" / f"{name}.json"
+
+
+@contextlib.contextmanager
+def kept(path):
+    """What is put in the place of a file goes again, and the file is back."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".aside")
+    there = path.exists()
+    if there:
+        path.rename(aside)
+    try:
+        yield path
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        if there:
+            aside.rename(path)
+
+
+@contextlib.contextmanager
+def edited(path):
+    """A JSON document, as it is; what the block makes of it is in the file until its end."""
+    with kept(path):
+        document = json.loads(path.with_name(path.name + ".aside").read_text())
+
+        def save():
+            path.write_text(json.dumps(document))
+        yield document, save
+
+
+@contextlib.contextmanager
+def chain(names=("one", "two")):
+    """A QEMU with so many snapshots of its one disk, and a file beside that is none of its own."""
+    with Qemu(drive("web"), ["web.qcow2", "precious.qcow2"]) as vm:
+        for number, name in enumerate(names):
+            vm.write("web", number + 1, number)
+            vm.take(name)
+        yield vm
+
+
+# --- planted records --------------------------------------------------------------------------
+
+def forgeries(vm):
+    """(what, changes of the record's one cut) that lead a deletion to files that it must not
+    touch."""
+    disks = vm.disks
+    top, two, precious = disks / "web.qcow2", disks / "web@two.qcow2", disks / "precious.qcow2"
+    (vm.folder / "alias").symlink_to(disks)
+
+    def inode(path):
+        return path.stat().st_ino
+
+    new_file = {"naming": "new-file", "overlay": f"{disks}/none.qcow2", "overlayInode": 0}
+    return [
+        ("sealed is the current image", {"sealed": str(top), "baseInode": inode(top)}),
+        ("sealed is the current image, of no inode", {"sealed": str(top), "baseInode": 0}),
+        ("sealed is the current image, in other words",
+         {"sealed": f"{disks}/./web.qcow2", "baseInode": inode(top)}),
+        ("sealed is the current image, by another folder",
+         {"sealed": f"{vm.folder}/alias/web.qcow2", "baseInode": inode(top)}),
+        ("sealed and top are an image of nobody's",
+         {"sealed": str(precious), "top": str(precious), "baseInode": inode(precious)}),
+        ("sealed is an image of nobody's", {"sealed": str(precious), "baseInode": inode(precious)}),
+        ("sealed is another snapshot's image", {"sealed": str(two), "baseInode": inode(two)}),
+        ("the overlay is the current image", {"overlay": str(top), "overlayInode": inode(top),
+                                              "next": f"{top}.next"}),
+        ("next is the current image", {"next": str(top)}),
+        ("a new file that has a top", {**new_file, "sealed": str(top), "baseInode": inode(top)}),
+        ("what a merge has left of a new file",
+         {**new_file, "sealed": str(top), "baseInode": inode(top), "top": None, "next": None}),
+        ("what is left of a new file, and an image of nobody's",
+         {**new_file, "sealed": str(precious), "baseInode": inode(precious), "top": None,
+          "next": None}),
+        ("a new file of a disk that there is none of, and an image of nobody's",
+         {**new_file, "sealed": str(precious), "baseInode": inode(precious), "top": None,
+          "next": None, "name": "none"}),
+        ("a relative name", {"sealed": "web@one.qcow2"}),
+    ]
+
+
+def planted_records(t):
+    """Nothing is removed because a record says so."""
+    with chain() as vm:
+        cases = forgeries(vm)
+        path, top = record_path(vm, "one"), vm.disks / "web.qcow2"
+        for running in (True, False):
+            if not running:
+                vm.kill()
+                vm.vmfrost("recover")  # the hidden names go
+            state = "running" if running else "stopped"
+            for what, changes in cases:
+                with edited(path) as (record, save):
+                    record["cuts"][0].update(changes)
+                    save()
+                    if "left of" in what:  # then only the record goes
+                        case(t, vm, f"{state}, {what}", ("delete", "@one"), 0,
+                             [changes["sealed"]])
+                        continue
+                    if "name" in changes:
+                        case(t, vm, f"{state}, {what}", ("delete", "@one"), 1, ["disk none:"],
+                             ["verify"])
+                        continue
+                    case(t, vm, f"{state}, {what}", ("delete", "@one"), 1,
+                         ["which images it is made of", path])
+                    t.ok(json.loads(path.read_text()) == record, "... and it has not begun")
+            for what, cuts in (("no cuts", []), ("damaged cuts", [{"name": "web"}]),
+                               ("cuts that are no list", 5), ("cuts of nothing", [None])):
+                with edited(path) as (record, save):
+                    record["cuts"] = cuts
+                    save()
+                    case(t, vm, f"{state}, {what}", ("delete", "@one"), 1,
+                         ["does not say which images it is made of"], [path])
+            with edited(path) as (record, save):
+                del record["cuts"]
+                save()
+                case(t, vm, f"{state}, a ready record without cuts", ("delete", "@one"), 1,
+                     ["does not say which images it is made of"], [path])
+                record.update(readyToUse=False, phase="Failed", deleting=True)
+                save()
+                case(t, vm, f"{state}, one that is being deleted", ("delete", "@one"), 1,
+                     ["does not say which images it is made of"], [path])
+            with edited(path) as (record, save):
+                record["cuts"] = [copy.deepcopy(record["cuts"][0]) for _ in range(2)]
+                save()
+            with kept(record_path(vm, "copy")) as other:
+                record = json.loads(path.read_text())
+                record["name"] = "copy"
+                other.write_text(json.dumps(record))
+                case(t, vm, f"{state}, a copy of another record", ("delete", "@copy"), 1,
+                     ["does not say which images it is made of"], [other])
+        vm.delete("one")
+        t.is_((vm.read("web.qcow2"), "web@one.qcow2" in vm.names()), ([1, 2, 0, 0, 0, 0, 0, 0], False),
+              "the true record: it is deleted, and nothing is lost")
+
+
+def planted_links(t):
+    """Nothing is removed because links.json says so, and a damaged one is no empty one."""
+    with chain() as vm:
+        links = vm_folder(vm) / "links.json"
+        legal = json.loads(links.read_text())
+        os.link(vm.disks / "precious.qcow2", vm.disks / "second.qcow2")
+        os.link(vm.disks / "precious.qcow2", vm.disks / ".precious.qcow2.0123456789abcdef")
+        os.link(vm.disks / "web@one.qcow2", vm.disks / ".web.qcow2.0123456789abcdef")
+        os.link(vm.disks / "web@one.qcow2", vm.folder / "elsewhere.qcow2")
+        (vm.folder / "alias").symlink_to(vm.disks)
+        names = [vm.disks / "second.qcow2", vm.disks / "web.qcow2", vm.disks / "web@one.qcow2",
+                 vm.disks / "web@two.qcow2", f"{vm.folder}/alias/web@one.qcow2",
+                 f"{vm.disks}/./web@two.qcow2", vm.folder / "elsewhere.qcow2"]
+        for name in names:
+            with kept(links):
+                links.write_text(json.dumps([{"path": str(name), "top": str(vm.disks / "web.qcow2"),
+                                              "qemu": 1, "qemuStarted": 1}]))
+                case(t, vm, f"a link that is none of ours: {Path(name).name}", ("recover",), 0,
+                     [f"{name} is left alone"])
+        for what, text in (("a link that is none", '[{"path": 5}]'), ("a relative one",
+                           '[{"path": "web.qcow2"}]'), ("nothing", ""), ("no list", "{}"),
+                           ("garbage", "[{")):
+            with kept(links):
+                links.write_text(text)
+                for command in ("check",), ("snapshot", "@new"), ("delete", "@one"), ("recover",), \
+                               ("restore", "@one", "--reset"):
+                    case(t, vm, f"links.json: {what}", command, 1, [links, "is damaged"],
+                         ["move it away", "verify"])
+                t.is_(links.read_text(), text, "... it is left as it is")
+                case(t, vm, f"links.json: {what}", ("verify",), 1, [links, "is damaged"])
+        # What it is for still works.
+        (vm.disks / ".web.qcow2.0123456789abcdef").unlink()
+        t.ok(legal and all((vm.disks / Path(link["path"]).name).exists() for link in legal),
+             "links of a running QEMU stay")
+        vm.kill()
+        out = vm.vmfrost("recover")
+        t.is_((out.code, vm.hidden(), links.exists()), (0, [".precious.qcow2.0123456789abcdef"], False),
+              "those of one that is gone go, and no others")
+
+
+# --- files of the state folder ----------------------------------------------------------------
+
+def put(path, kind):
+    """Something in the place of a file of ours."""
+    if kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/nonexistent/file")
+    elif kind == "100 MB":
+        with open(path, "wb") as file:
+            file.truncate(100 << 20)
+    else:
+        path.write_bytes({"empty": b"", "garbage": b'\0\xff{"a"\n [ \nx\n', "deep": b"[" * 200000 + b"\n\n{}\n",
+                          "other": b"{}\n", "list": b'[{"a": 1}]\n'}[kind])
+
+
+ODD = ("fifo", "folder", "link")
+LARGE = (*ODD, "100 MB")
+BAD = (*LARGE, "empty", "garbage", "deep")
+AWAY = ("move it away",)
+READERS = ("status",), ("verify",), ("check",), ("list",), ("show", "@two"), ("disk",)
+CHANGERS = ("snapshot", "@new"), ("delete", "@one"), ("restore", "@one", "--reset"), ("recover",)
+
+# file: [(kinds, commands, exit code, it is named, next words)]
+STATE_FILES = {
+    "lock": [
+        (ODD, (("status",), ("verify",), ("check",), ("disk",)), 0, False, ()),
+        (ODD, (("recover",),), 1, True, AWAY),
+        (("fifo",), CHANGERS, 1, True, AWAY),
+    ],
+    "journal": [
+        ((*LARGE, "garbage", "list"), (("recover",), ("delete", "@one")), 1, True, AWAY),
+        (("garbage",), CHANGERS, 1, True, AWAY),
+        (("other",), CHANGERS, 1, True, ("remove that file",)),
+        ((*LARGE, "garbage", "list"), (("status",),), 0, True, ()),
+        (("garbage",), (("check",), ("disk",)), 0, True, ()),
+        (("fifo",), (("list",), ("show", "@two")), 0, False, ()),
+    ],
+    "links.json": [
+        ((*BAD, "other", "list"), (("delete", "@one"),), 1, True, AWAY),
+        (("fifo",), (("check",), *CHANGERS), 1, True, AWAY),
+        (("fifo",), (("verify",),), 1, True, ()),
+        (("fifo",), (("status",), ("list",), ("show", "@two"), ("disk",)), 0, False, ()),
+    ],
+    "records/one.json": [
+        ((*BAD, "other", "list"), (("delete", "@one"),), 1, True, AWAY),
+        (("fifo",), (("show", "@one"), ("restore", "@one", "--reset")), 1, True, AWAY),
+        (("fifo", "garbage", "list"), (("verify",),), 1, True, ()),
+        (("fifo", "garbage", "list"), (("list",),), 0, True, ()),
+        (("fifo",), (("status",), ("check",), ("recover",)), 0, False, ()),
+    ],
+    "disks.json": [
+        (BAD, (("check",),), 0, False, ()),
+        (("fifo",), (("list",), ("recover",)), 0, False, ()),
+    ],
+    "vm.json": [
+        ((*BAD, "other", "list"), (("status",),), 1, True, ("repair it",)),
+        (("fifo", "other"), (*READERS, *CHANGERS), 1, True, ("repair it",)),
+    ],
+    "../../storage.json": [
+        ((*BAD, "other"), (("snapshot", "@new"),), 1, True, AWAY),
+        (("fifo",), (("check",), ("restore", "@one", "--reset")), 1, True, AWAY),
+        (("fifo", "garbage"), (("status",), ("disk",)), 0, True, ()),
+        (("fifo",), (("verify",), ("list",), ("recover",)), 0, False, ()),
+    ],
+}
+
+
+def state_files(t):
+    """Each file of the state folder is something else."""
+    with chain() as vm:
+        for name, rows in STATE_FILES.items():
+            for kinds, commands, code, named, following in rows:
+                for kind in kinds:
+                    with kept((vm_folder(vm) / name).resolve()) as path:
+                        put(path, kind)
+                        for command in commands:
+                            if path.name == "disks.json" and kind != "folder":
+                                path.unlink()  # what sees the VM running writes it
+                                put(path, kind)
+                            case(t, vm, f"{name}: {kind}", command, code, [path] if named else [],
+                                 following)
+        vm.kill()
+        for kind in BAD:
+            with kept(vm_folder(vm) / "disks.json") as path:
+                put(path, kind)
+                for command in ((("check",), ("snapshot", "@new"), ("delete", "@one"))
+                                if kind in ("fifo", "empty") else (("check",),)):
+                    case(t, vm, f"of a stopped VM, disks.json: {kind}", command, 1, [path], ("it",))
+
+
+def main():
+    with Tap() as t:
+        for part in (planted_records, planted_links, state_files):
+            if ONLY in part.__name__:
+                began = time.monotonic()
+                part(t)
+                t.diag(f"{part.__name__}: {time.monotonic() - began:.1f} s")
+
+
+main()
