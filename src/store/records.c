@@ -65,9 +65,10 @@ vf_record_save(const struct vf_vm *vm, struct json_object *record, struct vmfros
     return vf_folder_make(records, error) && vf_document_save(path, record, RECORD_MOST, error);
 }
 
-/* True with NULL: there is none. */
+/* True with NULL: there is none. Whatever the VM was called when it was written, by the path of its
+ * socket perhaps, it is told by the name that it has now. */
 static bool
-load(const char *path, const char *snapshot, struct json_object **record_r,
+load(const struct vf_vm *vm, const char *path, const char *snapshot, struct json_object **record_r,
      struct vmfrost_error *error)
 {
     VF_AUTO_JSON struct json_object *record = NULL;
@@ -81,6 +82,8 @@ load(const char *path, const char *snapshot, struct json_object **record_r,
         vf_fail(error, VMFROST_FAILED, "%s is damaged: %s", path, why);
         return vf_hint(error, "Look at it, and repair it or move it away.");
     }
+    if (record)
+        vf_json_add_string(record, "vm", vm->name);
     *record_r = VF_STEAL(record);
     return true;
 }
@@ -97,7 +100,7 @@ vf_record_load(const struct vf_vm *vm, const char *snapshot, struct vmfrost_erro
     }
     struct json_object *record = NULL;
 
-    if (!load(path, snapshot, &record, error) || record || !vf_record_names(vm, &names, error))
+    if (!load(vm, path, snapshot, &record, error) || record || !vf_record_names(vm, &names, error))
         return record;
     VF_AUTO_FREE char *near = vf_list_near(&names, snapshot);
 
@@ -195,10 +198,11 @@ vf_record_list(const struct vf_vm *vm, struct vmfrost_error *error)
         struct vmfrost_error why = {.code = VMFROST_OK};
         struct json_object *record = NULL;
 
-        if (load(path, names.names[i], &record, &why) && !record)
+        if (load(vm, path, names.names[i], &record, &why) && !record)
             continue; /* removed since */
         if (!record) {
-            record = vf_json_strings("name", names.names[i], "phase", "Unknown", NULL);
+            record =
+                vf_json_strings("name", names.names[i], "vm", vm->name, "phase", "Unknown", NULL);
             vf_json_add(record, "error", vf_json_strings("message", why.text, NULL));
         }
         json_object_array_add(list, record);
