@@ -21,6 +21,7 @@ live_init(struct live *live, struct out *err, bool verbose, bool silent, bool se
     *live = (struct live){
         .err = err,
         .redraws = moves && !verbose && !silent && !several,
+        .skips = verbose,
         .tells = (moves || verbose) && !silent,
     };
 }
@@ -41,19 +42,20 @@ live_release(struct live *live)
     free(VF_STEAL(live->step));
 }
 
-/* The title in its column, with its VM if there are several. */
+/* The title in its column, with its VM if there are several. One that is longer is cut where the
+ * line may not wrap. */
 static void
-put_title(struct live *live, const char *vm, const char *title, int columns)
+put_title(struct live *live, const char *vm, const char *title, int columns, bool cut)
 {
     VF_AUTO_FREE char *text = vm ? vf_printf("%s: %s", vm, title) : vf_strdup(title);
 
     vf_sanitize(text);
     int width = (int)out_width(live->err, text);
 
-    if (width > columns) /* cut in bytes: a half character is made a '?' */
+    if (cut && width > columns) /* cut in bytes: a half character is made a '?' */
         out_text(live->err, STYLE_PLAIN, "%.*s", columns, text);
     else
-        out_text(live->err, STYLE_PLAIN, "%s%*s", text, columns - width, "");
+        out_text(live->err, STYLE_PLAIN, "%s%*s", text, width < columns ? columns - width : 0, "");
 }
 
 static void
@@ -107,13 +109,13 @@ draw_running(struct live *live, const struct vmfrost_event *event)
         return; /* a line that wraps could not be redrawn */
     out_text(err, STYLE_HINT, "  %s ", err->utf8 ? "…" : "~");
     if (known && columns > bar_width) {
-        put_title(live, NULL, event->title, BAR_TITLE_WIDTH);
+        put_title(live, NULL, event->title, BAR_TITLE_WIDTH, true);
         put_bar(err, event->percent);
         put_left(live, event, columns - bar_width - 1);
     } else {
         size_t rest = columns - 1 - mark_width - (known ? percent_width : 0);
 
-        put_title(live, NULL, event->title, rest < TITLE_WIDTH ? (int)rest : TITLE_WIDTH);
+        put_title(live, NULL, event->title, rest < TITLE_WIDTH ? (int)rest : TITLE_WIDTH, true);
         if (known)
             out_text(err, STYLE_PLAIN, " %3d %%", (int)event->percent);
     }
@@ -152,7 +154,7 @@ tell_finished(struct live *live, const char *vm, const struct vmfrost_event *eve
     char duration[FORMAT_SIZE];
 
     put_ending(live->err, ending);
-    put_title(live, vm, event->title, TITLE_WIDTH);
+    put_title(live, vm, event->title, TITLE_WIDTH, false);
     if (ending == ENDING_SKIPPED)
         out_text(live->err, STYLE_DIM, " %10s", "skipped");
     else
@@ -173,7 +175,7 @@ tell_tenth(struct live *live, const char *vm, const struct vmfrost_event *event)
         return;
     live->tenths = tenths;
     out_text(live->err, STYLE_DIM, "  %s ", live->err->utf8 ? "…" : "~");
-    put_title(live, vm, event->title, TITLE_WIDTH);
+    put_title(live, vm, event->title, TITLE_WIDTH, false);
     out_text(live->err, STYLE_DIM, " %8d %%\n", tenths * 10);
 }
 
@@ -221,7 +223,8 @@ live_event(struct live *live, const char *vm, const struct vmfrost_event *event)
         if (strcmp(event->state, endings[i]) != 0)
             continue;
         live_pause(live);
-        tell_finished(live, vm, event, (enum ending)i);
+        if (i != ENDING_SKIPPED || live->skips)
+            tell_finished(live, vm, event, (enum ending)i);
         free(VF_STEAL(live->step));
         live->event_ms = event->elapsed_ms;
     }

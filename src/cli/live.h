@@ -4,7 +4,8 @@
  *
  * On a terminal the running step has a line of its own, which is redrawn in place and becomes the
  * line of the finished step. Elsewhere, and with -v, each finished step is one plain line, and only
- * with -v; a long one has a line for each tenth of it, too. Nothing is drawn by a clock, only when
+ * with -v; a long one has a line for each tenth of it, too. Steps that there was no need for are
+ * told with -v only. Nothing is drawn by a clock, only when
  * the library tells a step: in the frozen window nothing but freeze, cut and thaw may happen.
  */
 #ifndef VF_CLI_LIVE_H
@@ -19,6 +20,7 @@ struct live {
     struct out *err;
     bool redraws; /* a terminal that can move its cursor */
     bool tells;   /* finished steps are told */
+    bool skips;   /* ... and those that there was no need for */
     bool drawn;   /* the running step's line stands on the terminal, without a newline */
     char *step;   /* that runs; NULL: none */
     double started_ms, drawn_ms, event_ms;

@@ -223,6 +223,17 @@ def on_terminal(tap):
                             for part in told), f"a narrow terminal has percents alone: {told}")
 
 
+def skipped(tap):
+    """What there is no need to do is not shown, unless one asks for all."""
+    with Qemu(drive("web")) as vm:
+        _, text = Terminal(vm, "snapshot", "@one").end()
+        tap.ok(any("✓ Cutting the disks" in line for line in screen(text)) and
+               "Freezing" not in text and "skipped" not in text, "steps that are skipped are not shown")
+        _, text = Terminal(vm, "snapshot", "@two", "-v").end()
+        tap.ok(any(re.search("- Freezing the guest +skipped", line) for line in screen(text)),
+               "but with -v")
+
+
 def without_terminal(tap):
     with machine((FULL, FULL, FULL // 2)) as vm:
         for words, name, lines in (([], "s1", 0), (["-v"], "s0", 3)):
@@ -243,4 +254,5 @@ with Tap() as main:
     stopped_in_the_middle(main)
     events_lost(main)
     on_terminal(main)
+    skipped(main)
     without_terminal(main)
