@@ -33,8 +33,17 @@ state_words(struct json_object *status)
     if (vf_json_bool(status, "running", false))
         return text_or(state, "running");
     if (!vf_json_bool(status, "running", true))
-        return text_or(state, "not running");
+        return "not running";
     return text_or(state, "unknown");
+}
+
+/* Of a VM that is not running, those that it is known to have. */
+static struct json_object *
+disks_of(struct json_object *status)
+{
+    struct json_object *disks = vf_json_array(status, "disks");
+
+    return disks ? disks : vf_json_array(vf_json_object(status, "lastSeen"), "disks");
 }
 
 static void
@@ -54,6 +63,22 @@ print_head(struct out *out, struct json_object *status)
     out_raw(out, "\n");
     if (vf_json_string(status, "qmp"))
         out_text(out, STYLE_PLAIN, "  QMP    %s\n", vf_json_string(status, "qmp"));
+}
+
+/* How its disks are known, if it is not running. */
+static void
+print_seen(struct out *out, struct json_object *status)
+{
+    struct json_object *known = vf_json_object(status, "lastSeen");
+    const char *seen = vf_json_string(known, "seen");
+    double seconds;
+    char age[FORMAT_SIZE];
+
+    if (vf_json_bool(known, "declared", false))
+        out_raw(out, "  disks  as the setting \"disks\" declares them\n");
+    else if (seen && parse_time(seen, &seconds))
+        out_text(out, STYLE_PLAIN, "  disks  as it was last seen with, %s ago\n",
+                 format_age(time_now() - seconds, age));
 }
 
 static bool
@@ -79,7 +104,7 @@ print_agent(struct out *out, struct json_object *status)
     const char *socket = vf_json_string(agent, "socket");
     const char *message = vf_json_string(agent, "message");
 
-    if (!agent)
+    if (!agent || !vf_json_bool(status, "running", true))
         return;
     out_raw(out, "  agent  ");
     if (vf_json_bool(agent, "connected", false))
@@ -99,7 +124,9 @@ static void
 add_disk(struct table *table, struct json_object *disk)
 {
     bool eligible = vf_json_bool(disk, "eligible", false);
-    const char *file = vf_json_string(disk, "file");
+    const char *image = vf_json_string(disk, "image");
+    const char *file = text_or(image, vf_json_string(disk, "file"));
+    const char *naming = vf_json_string(disk, "naming");
     const char *reason = vf_json_string(disk, "reason");
     const char *message = vf_json_string(disk, "message");
     int64_t number;
@@ -113,20 +140,22 @@ add_disk(struct table *table, struct json_object *disk)
         table_cell(table, STYLE_PLAIN, "%lld", (long long)number);
     else
         table_maybe(table, STYLE_PLAIN, NULL);
-    if (eligible)
-        table_cell(table, STYLE_GOOD, "yes (%s)", text_or(vf_json_string(disk, "naming"), "?"));
+    if (eligible && naming)
+        table_cell(table, STYLE_GOOD, "yes (%s)", naming);
+    else if (eligible)
+        table_cell(table, STYLE_GOOD, "yes");
     else
         table_cell(table, STYLE_WARN, "no: %s", text_or(reason, "?"));
     if (!eligible && message && *message)
         table_cell(table, STYLE_PLAIN, "%s%s(%s)", text_or(file, ""), file ? "  " : "", message);
     else
-        table_maybe(table, STYLE_PLAIN, file ? file : vf_json_string(disk, "image"));
+        table_maybe(table, STYLE_PLAIN, file);
 }
 
 static void
 print_disks(struct out *out, struct json_object *status)
 {
-    struct json_object *disks = vf_json_array(status, "disks");
+    struct json_object *disks = disks_of(status);
     AUTO_TABLE struct table table = {.headings = {"DISK", "FORMAT", "SIZE", "DEPTH", "SNAPSHOT",
                                                   "FILE"},
                                      .right = {[2] = true, [3] = true},
@@ -238,6 +267,7 @@ view_status(struct cli *cli, struct json_object *status)
 
     print_head(out, status);
     print_agent(out, status);
+    print_seen(out, status);
     print_unfinished(out, status);
     print_disks(out, status);
     print_chain(out, status);
@@ -273,7 +303,7 @@ add_status(struct table *table, const struct job *job)
 {
     struct json_object *status = job->outcome.document;
     struct json_object *agent = vf_json_object(status, "agent");
-    struct json_object *disks = vf_json_array(status, "disks");
+    struct json_object *disks = disks_of(status);
     struct json_object *interrupted = vf_json_object(status, "interrupted");
     struct json_object *frozen = vf_json_object(status, "frozen");
     bool running = vf_json_bool(status, "running", false);
@@ -295,7 +325,10 @@ add_status(struct table *table, const struct job *job)
                    vf_json_bool(agent, "connected", false) ? "connected" : "no");
     else
         table_maybe(table, STYLE_PLAIN, NULL);
-    table_cell(table, STYLE_PLAIN, "%zu of %zu", eligible, vf_json_length(disks));
+    if (disks)
+        table_cell(table, STYLE_PLAIN, "%zu of %zu", eligible, vf_json_length(disks));
+    else
+        table_maybe(table, STYLE_PLAIN, NULL);
     table_cell(table, STYLE_PLAIN, "%zu", vf_json_length(vf_json_array(status, "snapshots")));
     if (vf_json_bool(interrupted, "owesThaw", false)) {
         table_cell(table, STYLE_ALARM, "MAY BE FROZEN: vmfrost recover");

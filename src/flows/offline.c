@@ -133,6 +133,18 @@ count_eligible(const struct vf_flow *flow)
 }
 
 bool
+vf_seems_stopped(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+
+    if (!nobody_listens(flow->vm.qmp))
+        return false;
+    json_object_put(flow->known_disks);
+    flow->known_disks = vf_disks_known(&flow->vm, &ignored);
+    return flow->known_disks && !runs_elsewhere(flow);
+}
+
+bool
 vf_go_offline(struct vf_flow *flow, const char *words)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};

@@ -236,9 +236,17 @@ ask_agent(struct vf_flow *flow)
     vf_end(flow, VF_OK);
 }
 
+/* That a VM is not running is no trouble, and told without a warning. */
 static void
 finish_status(struct vf_flow *flow)
 {
+    struct vmfrost_error why = flow->error;
+
+    if (vf_failed(&why) && !flow->facts.status) {
+        flow->error = (struct vmfrost_error){.code = VMFROST_OK};
+        if (!vf_seems_stopped(flow) && !vf_failed(&flow->error))
+            flow->error = why;
+    }
     if (vf_failed(&flow->error))
         vf_absolve(flow);
     describe(flow);

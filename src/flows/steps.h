@@ -23,6 +23,9 @@ void vf_step_reach(struct vf_flow *flow);
 /* False: the VM is not known to be stopped. Else the step goes on, or has ended. `words`: why it
  * could not be reached. */
 bool vf_go_offline(struct vf_flow *flow, const char *words);
+/* For who only tells of it: nobody listens on the VM's socket, and no QEMU has one of its disks
+ * open, which have to be known. False with an error noted: one has. */
+bool vf_seems_stopped(struct vf_flow *flow);
 void vf_look_offline(struct vf_flow *flow);
 /* The daemon has held the locks of the stopped VM's images all the time; else the step ends. */
 bool vf_daemon_holds(struct vf_flow *flow);

@@ -359,12 +359,10 @@ def links(t):
             for image in IMAGES:
                 (vm.disks / image).rename(vm.folder / image)
                 (vm.disks / image).symlink_to(vm.folder / image)
-            words = []
             if declared:
-                words = ["--set", "disks=" + json.dumps(
-                    [{"name": disk, "file": str(vm.disks / f"{disk}.qcow2"), "format": "qcow2"}
-                     for disk in DISKS])]
-            lab.vmfrost("add", "known", "--qmp", vm.socket, *words, state_dir=vm.state)
+                declare(vm, web="qcow2", data="qcow2")
+            else:
+                lab.vmfrost("add", "known", "--qmp", vm.socket, state_dir=vm.state)
             vm.start()
             vm.fill(1, 0)
             if not declared:
@@ -386,6 +384,14 @@ def links(t):
 
 # --- what is known ---------------------------------------------------------------------------
 
+def declare(vm, name="known", **formats):
+    """The VM with its disks and their formats, by the setting."""
+    disks = [{"name": disk, "file": str(vm.disks / f"{disk}.qcow2"), "format": fmt}
+             for disk, fmt in formats.items()]
+    return lab.vmfrost("add", name, "--qmp", vm.socket, "--set", f"disks={json.dumps(disks)}",
+                       state_dir=vm.state)
+
+
 def unknown(t):
     with Stopped(seen=False) as vm:
         before = vm.names()
@@ -394,16 +400,7 @@ def unknown(t):
              f"a VM that nobody knows: {out.error} | {out.next}")
         t.is_((vm.names(), vm.left), (before, []), "... and nothing is made")
 
-        def declare(*disks):
-            return lab.vmfrost("set" if declare.done else "add", "known", *(
-                [] if declare.done else ["--qmp", vm.socket]),
-                *([f"disks={json.dumps(disks)}"] if declare.done else
-                  ["--set", f"disks={json.dumps(disks)}"]), state_dir=vm.state)
-
-        declare.done = False
-        out = declare({"name": "web", "file": str(vm.disks / "web.qcow2"), "format": "qcow2"},
-                      {"name": "data", "file": str(vm.disks / "data.qcow2"), "format": "qcow2"})
-        t.is_(out.code, 0, "its disks are declared")
+        t.is_(declare(vm, web="qcow2", data="qcow2").code, 0, "its disks are declared")
         out = vm.vmfrost("status")
         t.is_([disk["name"] for disk in out.document["lastSeen"]["disks"]], DISKS,
               "... status knows them")
@@ -424,10 +421,7 @@ def unknown(t):
 
     # A format that is not the image's: a raw one could be anything, but this is not.
     with Stopped(seen=False) as vm:
-        lab.vmfrost("add", "known", "--qmp", vm.socket, "--set", "disks=" + json.dumps(
-            [{"name": "web", "file": str(vm.disks / "web.qcow2"), "format": "raw"},
-             {"name": "data", "file": str(vm.disks / "data.qcow2"), "format": "qcow2"}]),
-            state_dir=vm.state)
+        declare(vm, web="raw", data="qcow2")
         refused(t, vm, "declared raw, but it is qcow2", "web.*raw.*qcow2", code=1,
                 changes=CHANGES[:1])
         make_image(vm.disks / "web.raw", "raw")
@@ -463,6 +457,50 @@ def remembered(t):
               "check keeps nobody from starting the VM")
         vm.kill()
         t.is_(vm.wrong([1, 2], ("one", [1, 0])), [], "... and changes nothing")
+
+
+def telling(t):
+    """What people are shown of it."""
+    with Stopped() as vm:
+        def shown(*words):
+            done = lab.vmfrost(*words, state_dir=vm.state)
+            return done.out + done.err
+
+        lab.vmfrost("add", "known", "--qmp", vm.socket, state_dir=vm.state)
+        t.is_([record["vm"] for record in json.loads(shown("list", "known", "--json"))], ["known"],
+              "what was taken by the socket's path has the VM's name when that has one")
+        t.ok("known@one" in shown("show", "known@one"), "... also when it is shown")
+        text = shown("status", "known")
+        t.ok(text.startswith("known  not running\n") and "warning" not in text,
+             "that a VM is not running is no warning")
+        t.ok(re.search(r"last seen with, \d+ s ago", text) and
+             re.search(rf"^  web +qcow2 +16.0 MiB +- +yes \(flip\) +{vm.disks / 'web.qcow2'}$", text,
+                       re.M), "... and its disks are shown, as far as they are known")
+        text = shown("status")
+        t.ok(re.search(r"^known +not running +- +2 of 2 +1 *$", text, re.M) and
+             "warning" not in text, "... in one line, too")
+        out = vm.vmfrost("status")
+        t.is_((out.document["running"], out.document["warnings"]), (False, []), "... and in JSON")
+        vm.start()
+        hidden = vm.take("two") and vm.hidden()
+        text = shown("status", "known")
+        t.ok(len(hidden) == 2 and all(f" {vm.disks / image}\n" in text for image in IMAGES) and
+             not any(name in text for name in hidden),
+             "of a running one the visible names are shown, whatever QEMU calls the images")
+        moved = vm.run / "moved.sock"
+        vm.socket.rename(moved)
+        out = vm.vmfrost("status")
+        t.ok(len(out.document["warnings"]) == 1 and f"QEMU (pid {vm.pid}) has" in
+             out.document["warnings"][0], f"it runs out of reach: {out.document['warnings']}")
+        moved.rename(vm.socket)
+        vm.kill()
+    with Stopped(seen=False) as vm:
+        done = lab.vmfrost("status", "--qmp", vm.socket, state_dir=vm.state)
+        t.ok("cannot connect" in done.err, f"a VM that was never seen: {done.err.strip()}")
+        declare(vm, web="qcow2")
+        done = lab.vmfrost("status", "known", state_dir=vm.state)
+        t.ok("setting" in done.out and re.search(r"^  web +qcow2 +- +- +yes +/", done.out, re.M)
+             and not done.err, "its disks are declared")
 
 
 # --- it is started in the middle ------------------------------------------------------------
@@ -575,7 +613,7 @@ def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (out_of_reach, locked, likeness, no_room, missing, links, unknown, remembered,
-                     in_the_middle, the_way):
+                     telling, in_the_middle, the_way):
             if only in part.__name__:
                 part(t)
 
