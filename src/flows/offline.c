@@ -347,15 +347,20 @@ vf_look_offline(struct vf_flow *flow)
 }
 
 bool
-vf_like(const char *path, const char *model)
+vf_like(const char *path, const char *model, bool *same_r)
 {
-    struct stat about;
+    struct stat about, made;
 
+    *same_r = false;
     if (stat(model, &about) < 0)
         return false;
     VF_AUTO_FD int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 
-    /* Only the owner of a file may change its mode; only root may give it away. */
-    return fd >= 0 && (geteuid() != 0 || fchown(fd, about.st_uid, about.st_gid) == 0) &&
-           fchmod(fd, about.st_mode & 0666) == 0;
+    /* Only root may give a file away, but everybody to a group of his. */
+    if (fd < 0 || (geteuid() == 0 && fchown(fd, about.st_uid, about.st_gid) < 0) ||
+        (geteuid() != 0 && fchown(fd, (uid_t)-1, about.st_gid) < 0 && errno != EPERM) ||
+        fchmod(fd, about.st_mode & 0666) < 0 || fstat(fd, &made) < 0)
+        return false;
+    *same_r = made.st_uid == about.st_uid && made.st_gid == about.st_gid;
+    return true;
 }

@@ -105,15 +105,35 @@ header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     return right;
 }
 
+static void
+warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut, const char *model)
+{
+    struct stat made, about;
+
+    if (stat(cut->names.overlay, &made) == 0 && stat(model, &about) == 0)
+        vf_warn(flow,
+                "disk %s: its new image %s belongs to user %u and group %u, and not to user %u and "
+                "group %u as the one before: whoever starts the VM has to be able to open it",
+                cut->name, cut->names.top ? cut->names.top : cut->names.overlay,
+                (unsigned)made.st_uid, (unsigned)made.st_gid, (unsigned)about.st_uid,
+                (unsigned)about.st_gid);
+}
+
 /* A QEMU creates files as its own user; the storage daemon of a stopped VM is another one. */
 static bool
 own_it(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    if (!(flow->engine.conditions & VF_IF_STOPPED) ||
-        vf_like(cut->names.overlay, cut->names.top ? cut->names.top : cut->names.sealed))
+    const char *model = cut->names.top ? cut->names.top : cut->names.sealed;
+    bool same;
+
+    if (!(flow->engine.conditions & VF_IF_STOPPED))
         return true;
-    return vf_note(flow, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
-                   cut->name, cut->names.overlay, strerror(errno));
+    if (!vf_like(cut->names.overlay, model, &same))
+        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
+                       cut->name, cut->names.overlay, strerror(errno));
+    if (!same)
+        warn_of_owner(flow, cut, model);
+    return true;
 }
 
 static bool

@@ -31,8 +31,9 @@ void vf_look_offline(struct vf_flow *flow);
 bool vf_daemon_holds(struct vf_flow *flow);
 /* blockdev-add's options for an image with all that it builds on. Owned by the caller. */
 struct json_object *vf_image_options(const char *file, const char *format, const char *node);
-/* Gives the file the owner, the group and the mode of `model`; false with errno. */
-bool vf_like(const char *path, const char *model);
+/* Gives the file the mode of `model`, and its owner and group, as far as this process may: `same_r`
+ * tells whether it has them. False with errno. */
+bool vf_like(const char *path, const char *model, bool *same_r);
 
 /* look.c: what QEMU is, and where its agent is. */
 void vf_step_look(struct vf_flow *flow);

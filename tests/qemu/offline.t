@@ -260,6 +260,39 @@ def likeness(t):
         t.is_(wrong + vm.left, [], "owner, group and mode of new images are those of the old ones")
 
 
+def not_root(t):
+    """vmfrost is run by a user who may write to the images, but does not own them."""
+    if os.geteuid() != 0:
+        t.skip("another user's images", "only root can make them")
+        return
+    with Stopped(seen=False) as vm:
+        wrapper = vm.folder / "as-nobody"
+        program = shutil.copy2(lab.vmfrost_program(), vm.folder)  # which that one may run
+        wrapper.write_text("#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --groups=4321 "
+                           f"{program} \"$@\"\n")
+        wrapper.chmod(0o755)
+        for image in IMAGES:
+            os.chown(vm.disks / image, 0, 4321)
+            os.chmod(vm.disks / image, 0o660)
+        before = os.environ.get("VMFROST")
+        os.environ["VMFROST"] = str(wrapper)
+        try:
+            vm.state = vm.folder / "nobody"
+            vm.state.mkdir(mode=0o700)
+            os.chown(vm.state, 65534, 65534)
+            declare(vm, web="qcow2", data="qcow2")
+            out = vm.vmfrost("snapshot", "@one")
+        finally:
+            os.environ.pop("VMFROST") if before is None else os.environ.update(VMFROST=before)
+        about = [(vm.disks / image).stat() for image in IMAGES]
+        t.is_((out.code, out.error, [(each.st_uid, each.st_gid, each.st_mode & 0o777)
+                                     for each in about]), (0, "", [(65534, 4321, 0o660)] * 2),
+              "another user's images: what can be kept is kept")
+        t.ok(any(re.search(r"disk web: .*web.qcow2.*user 65534.*0", warning)
+                 for warning in out.document["warnings"]),
+             f"... and of the rest is told: {out.document['warnings']}")
+
+
 def no_room(t):
     """Folders that cannot be written to; full ones. The second disk's, too."""
     with Stopped() as vm:
@@ -612,7 +645,7 @@ def the_way(t):
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (out_of_reach, locked, likeness, no_room, missing, links, unknown, remembered,
+        for part in (out_of_reach, locked, likeness, not_root, no_room, missing, links, unknown, remembered,
                      telling, in_the_middle, the_way):
             if only in part.__name__:
                 part(t)
