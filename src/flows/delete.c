@@ -625,7 +625,8 @@ vf_delete_resume(struct vf_flow *flow)
     flow->engine.table = flow->implicit ? &vf_settle_table : &vf_delete_table;
     flow->action = "settled";
     /* A QEMU without a process (TCP) is the one that is reached. */
-    bool lives = flow->qemu.pid == 0 || vf_process_alive(flow->qemu);
+    bool lives =
+        flow->qemu.pid == 0 || (!vf_history_was_offline(flow) && vf_process_alive(flow->qemu));
 
     flow->engine.conditions |= lives ? VF_IF_QEMU : VF_IF_OFFLINE;
     if (!lives) /* then any other one will do */

@@ -53,6 +53,12 @@ vf_history_was(const struct vf_flow *flow, const char *operation)
 }
 
 bool
+vf_history_was_offline(const struct vf_flow *flow)
+{
+    return vf_json_bool(vf_json_at(flow->journal_lines, 0), "offline", false);
+}
+
+bool
 vf_history_thaw_owed(const struct vf_flow *flow)
 {
     size_t freezing = vf_history_index(flow, "freezing");

@@ -18,6 +18,9 @@ bool vf_history_thaw_owed(const struct vf_flow *flow);
 bool vf_history_holds(const struct vf_flow *flow);
 /* Takes over who, what and which images the first lines name; false: they cannot be understood. */
 bool vf_history_adopt(struct vf_flow *flow);
+/* The VM was not running: the process in the journal is the storage daemon, which ends with whoever
+ * started it. */
+bool vf_history_was_offline(const struct vf_flow *flow);
 /* {0, 0}: none. */
 struct vf_process vf_history_guard(const struct vf_flow *flow);
 bool vf_history_guard_lives(const struct vf_flow *flow);

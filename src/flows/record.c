@@ -77,6 +77,8 @@ first_line(const struct vf_flow *flow)
     vf_json_add_int(line, "pid", getpid());
     vf_json_add_int(line, "qemu", flow->qemu.pid);
     vf_json_add_int(line, "qemuStarted", (int64_t)flow->qemu.started);
+    if (flow->engine.conditions & VF_IF_STOPPED) /* then that is the storage daemon */
+        vf_json_add_bool(line, "offline", true);
     if (flow->engine.deadline_us != INT64_MAX)
         vf_json_add_int(line, "deadline",
                         (flow->engine.deadline_us + flow->wall_offset_us) / 1000000);

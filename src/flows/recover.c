@@ -97,10 +97,34 @@ read_journal(struct vf_flow *flow)
 
 /* The guard. */
 
+/* A storage daemon takes a moment to die with whoever started it. */
+static bool
+daemon_lives(const struct vf_flow *flow)
+{
+    return vf_history_was_offline(flow) && vf_process_alive(flow->qemu);
+}
+
 static void
 wait_for_guard(struct vf_flow *flow)
 {
-    vf_end(flow, vf_history_guard_lives(flow) ? VF_REFUSED : VF_OK);
+    vf_end(flow, vf_history_guard_lives(flow) || daemon_lives(flow) ? VF_REFUSED : VF_OK);
+}
+
+static bool
+is_rid_of_daemon(struct vf_flow *flow)
+{
+    if (!vf_history_was_offline(flow))
+        return true;
+    if (daemon_lives(flow)) {
+        vf_note(flow, VMFROST_FAILED,
+                "the %s (process %d) of the operation that was interrupted has not ended yet",
+                VF_DAEMON_NAME, (int)flow->qemu.pid);
+        vf_advise(flow, "wait for its end, then run vmfrost recover %s again", flow->vm.name);
+        return false;
+    }
+    flow->engine.conditions &= ~(unsigned)VF_IF_QEMU;
+    flow->engine.conditions |= VF_IF_OFFLINE;
+    return true;
 }
 
 static void
@@ -108,6 +132,10 @@ dismiss_guard(struct vf_flow *flow)
 {
     struct vf_process guard = vf_history_guard(flow);
 
+    if (!is_rid_of_daemon(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (guard.pid)
         vf_guard_dismiss(guard.pid, guard.started, 0);
     /* It may have written its last line while we waited. */

@@ -163,6 +163,36 @@ def killed(t):
                 t.is_(wrong, [], f"{form.__name__}, killed at {point}, the VM {variant}")
 
 
+def slow_to_die(t):
+    """The storage daemon takes its time to end after vmfrost was killed; or does not end."""
+    for seconds in (0.7, 60):
+        wrong = []
+        vm = stopped(drive)
+        try:
+            finish(vm.start_vmfrost("snapshot", "@one", env={"VMFROST_TEST_AT": "kill:verify"}))
+            daemon = lab.spawn(["sleep", str(seconds)])
+            started = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()[19]
+            journal, = vm.journal()
+            text = journal.read_text()
+            text = re.sub(r'"qemu": ?\d+', f'"qemu": {daemon.pid}', text, count=1)
+            journal.write_text(re.sub(r'"qemuStarted": ?\d+', f'"qemuStarted": {started}', text,
+                                      count=1))
+            if seconds > 1:
+                out = recover(vm, wrong, "it lives", codes=(1,))
+                if f"process {daemon.pid}" not in out.error or not out.next:
+                    wrong.append(f"{out.error} | {out.next}")
+                content(vm, "it lives", wrong, {disk: [1, 0] for disk in DISKS})
+                daemon.kill()
+                daemon.wait()
+            recover(vm, wrong, "it ended")
+            content(vm, "it ended", wrong, {disk: [1, 0] for disk in DISKS})
+            if left_over(vm, "it ended", wrong) != ["one"]:
+                wrong.append(f"records: {records(vm)}")
+        finally:
+            vm.__exit__()
+        t.is_(wrong, [], "the daemon " + ("does not end" if seconds > 1 else "takes its time to end"))
+
+
 def daemon_of(command):
     for entry in Path("/proc").iterdir():
         try:
@@ -255,7 +285,7 @@ def too_late(t):
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (killed, without_daemon, too_late):
+        for part in (killed, slow_to_die, without_daemon, too_late):
             if only in part.__name__:
                 part(t)
 
