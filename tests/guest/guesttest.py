@@ -28,11 +28,6 @@ from lab import (PATIENCE, Disk, LabError, Qmp, RawCopy, Tap, Vm,  # noqa: E402,
                  ext4_needs_recovery, instant_problem, run, start_vmfrost, vmfrost,
                  vmfrost_program, wait_until, xfs_log_clean)
 
-# A test in the background of a script is started with signals ignored that vmfrost is to obey.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for number in signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP:
-    signal.signal(number, signal.SIG_DFL)
-
 # What the lab and the tests themselves keep in a guest's folder.
 FURNITURE = {"qmp.sock", "qmp2.sock", "qga.sock", "ctl.sock", "console.log", "qemu.log"}
 
@@ -337,10 +332,15 @@ class Site:
                 done = run(*words, raw, check=False)
                 if done.returncode:
                     wrong.append(f"{disk.name}: {done.stdout[-400:]}")
-            done = run("qemu-img", "check", self.image(disk.name), check=False)
-            if done.returncode:
-                wrong.append(f"{disk.name}: qemu-img check: {done.stdout}")
+            wrong += self.damaged_tables(disk.name)
         return wrong
+
+    def damaged_tables(self, disk):
+        """What qemu-img says of an image: sentences. Clusters that nobody uses are what a SIGKILL of
+        QEMU may leave, and nothing else."""
+        done = run("qemu-img", "check", self.image(disk), check=False)
+        good = (0, 3) if self.vm.killed else (0,)
+        return [] if done.returncode in good else [f"{disk}: qemu-img check: {done.stdout}"]
 
     def one_instant(self, disk_a, disk_b, acked, what, snapshot=None):
         """A test: two images of the writer's disks are of one instant, with all `acked` records."""

@@ -39,6 +39,20 @@ MIB = 1024 * 1024
 PATIENCE = 120.0
 
 
+def _hear_signals():
+    """A test may be started with signals ignored or blocked (in the background of a script, by a
+    service manager) that the command under test is to obey."""
+    of_python = {signal.SIGPIPE, signal.SIGXFSZ}  # which a child of its gets back anyway
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - of_python:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT
+                          else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+_hear_signals()
+
+
 class LabError(Exception):
     """The lab itself did not do what was asked of it."""
 
@@ -342,6 +356,7 @@ class Vm:
         self.extra = [str(word) for word in extra]
         self.binary = os.environ.get("VMFROST_QEMU", "qemu-system-x86_64")
         self.process = None
+        self.killed = False  # at least once: its images may have leaks since
         self._argv = None
         self._qmp = None
         self._ctl = None
@@ -439,6 +454,7 @@ class Vm:
 
     def kill(self):
         """SIGKILL for QEMU, if it runs: the guest's power is cut."""
+        self.killed = self.killed or self.alive()
         if self.process is not None:
             _end(self.process)
         self.hang_up()

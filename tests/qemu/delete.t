@@ -496,7 +496,7 @@ def any_tree(t):
                     if not world.runs and (rnd.randrange(3) or not world.held):
                         vm.start()
                         did.append("start")
-                    elif world.runs and rnd.randrange(5) == 0:
+                    elif did and world.runs and rnd.randrange(5) == 0:  # once vmfrost has seen it
                         rnd.choice((vm.kill, vm.restart))()
                         did.append("restart" if world.runs else "kill")
                     choice = rnd.randrange(10)

@@ -220,15 +220,22 @@ def progress(t):
         folder.mkdir()
         (folder / "sha256sum").write_text(
             f'#!/bin/sh\nexec 3<"$2"\nhead -c {SIZE // 2} <&3 >/dev/null\necho $$ >{vm.folder}/pid\n'
-            'sleep 0.6\ntest "$SLOW" && sleep 100\nexec /usr/bin/sha256sum "$@"\n')
+            f'test "$SLOW" && sleep 100\nuntil test -e {vm.folder}/seen; do sleep 0.02; done\n'
+            'exec /usr/bin/sha256sum "$@"\n')
         os.chmod(folder / "sha256sum", 0o755)
         path = {"PATH": f'{folder}:{os.environ["PATH"]}'}
-        done = lab.start_vmfrost(["export", "--qmp", vm.socket, "@one", vm.folder / "web.raw",
-                                  "--format", "raw", "--json"], env=path, state_dir=vm.state).wait(60)
-        events = [json.loads(line) for line in done.out.splitlines()]
-        told = [event["percent"] for event in events
-                if event.get("step") == "checksum" and event["state"] == "progress"]
-        t.is_((done.code, told[:1]), (0, [50.0]), f"half of the file is summed up: {told}")
+        command = lab.start_vmfrost(["export", "--qmp", vm.socket, "@one", vm.folder / "web.raw",
+                                     "--format", "raw", "--json"], env=path, state_dir=vm.state)
+
+        def told():
+            events = [json.loads(line) for line in command.output()[0].splitlines(True)
+                      if line.endswith("\n")]
+            return [event["percent"] for event in events
+                    if event.get("step") == "checksum" and event["state"] == "progress"]
+
+        wait_until(lambda: told()[-1:] == [50.0], what="half of the sum")
+        (vm.folder / "seen").touch()
+        t.is_(command.wait().code, 0, f"half of the file is summed up: {told()}")
         started = vm.folder / "pid"
         started.write_text("")
         command = vm.start_vmfrost("export", "@one", vm.folder / "stopped.raw", "--format", "raw",

@@ -16,13 +16,6 @@ from pathlib import Path
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import Qemu, Tap, blockdev, drive, go_on, lab, process_state, run, wait_until
 
-# A test may be started with any of them ignored (in the background of a script, by a service manager)
-# or blocked; what is looked at here is what vmfrost does to them.
-for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
 DISKS = ["web", "data"]
 WORDS = [word for disk in DISKS for word in drive(disk)]
 IMAGES = [f"{disk}.qcow2" for disk in DISKS]
