@@ -317,7 +317,7 @@ drop_sealed(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *
         return vf_links_has(flow, cut->names.sealed) || vf_keep_sealed(flow, cut, other);
     if (!other && !is_free(flow, cut, inode))
         return false;
-    if (!other && !vf_links_drop(flow, inode)) /* nobody would find those again afterwards */
+    if (!other && !vf_links_drop(flow, &inode, 1)) /* nobody would find those again afterwards */
         return false;
     if (!vf_unlink(cut->names.sealed, inode, &flow->log, &error))
         return vf_note_error(flow, &error);

@@ -39,10 +39,9 @@ vf_keep_sealed(struct vf_flow *flow, const struct vf_cut *cut, const char *other
     return vf_links_add(flow, cut->names.sealed, other);
 }
 
-bool
-vf_is_open(const struct vf_flow *flow, struct vf_inode inode)
+static bool
+is_open(const struct vf_flow *flow, struct json_object *qemus, struct vf_inode inode)
 {
-    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
     struct vf_opened opened;
 
     if (flow->qemu.pid && vf_process_opened(flow->qemu.pid, inode, &opened) &&
@@ -59,12 +58,45 @@ vf_is_open(const struct vf_flow *flow, struct vf_inode inode)
     return false;
 }
 
+bool
+vf_is_open(const struct vf_flow *flow, struct vf_inode inode)
+{
+    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
+
+    return is_open(flow, qemus, inode);
+}
+
+const struct vf_cut *
+vf_sync_folders(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        VF_AUTO_FREE char *folder = vf_folder_of(flow->cuts[i].names.overlay);
+        bool done = flow->cuts[i].elsewhere;
+
+        for (size_t k = 0; k < i && !done; k++) {
+            VF_AUTO_FREE char *other = vf_folder_of(flow->cuts[k].names.overlay);
+
+            done = !flow->cuts[k].elsewhere && strcmp(folder, other) == 0;
+        }
+        if (!done && vf_sync_folder(folder) < 0)
+            return &flow->cuts[i];
+    }
+    return NULL;
+}
+
+/* What of a cut is removed. */
+struct removal {
+    struct vf_inode overlay; /* 0, 0: it was not even created */
+    bool allowed;
+};
+
 /* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has
  * to be seen before any name goes. */
 static bool
-may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
+may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay,
+           struct json_object *qemus)
 {
-    if (overlay.number && vf_is_open(flow, overlay))
+    if (overlay.number && is_open(flow, qemus, overlay))
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
                        cut->name, cut->names.overlay);
     if (overlay.number && flow->cut_begun && !cut->merged && vf_overlay_has_data(cut))
@@ -79,52 +111,77 @@ may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overl
     return true;
 }
 
+/* The names of the base that were made for the cut. */
 static bool
-remove_names(struct vf_flow *flow, struct vf_cut *cut)
+remove_base_names(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
-    struct vf_inode overlay = cut->overlay;
-    bool gone = true;
+    /* In the middle of a turn it may be another link of either. */
+    bool of_base = vf_inode_equal(vf_inode_of(cut->names.next), cut->base);
 
-    /* Killed between creation and the next line of the journal: what has the random name is ours.
-     */
-    if (!overlay.number)
-        overlay = vf_cut_overlay_inode(cut);
-    if (!may_remove(flow, cut, overlay))
-        return false;
-    if (cut->naming == VF_NAMING_FLIP) {
-        /* In the middle of a turn it may be another link of either. */
-        bool of_base = vf_inode_equal(vf_inode_of(cut->names.next), cut->base);
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return true;
+    if (!vf_unlink(cut->names.next, of_base ? cut->base : overlay, &flow->log, &error))
+        return vf_note_error(flow, &error);
+    if (knows_by(flow, cut, cut->names.sealed))
+        return vf_keep_sealed(flow, cut, cut->names.top);
+    return vf_unlink(cut->names.sealed, cut->base, &flow->log, &error) ||
+           vf_note_error(flow, &error);
+}
 
-        gone = vf_unlink(cut->names.next, of_base ? cut->base : overlay, &flow->log, &error);
-    }
-    if (gone && cut->naming == VF_NAMING_FLIP && knows_by(flow, cut, cut->names.sealed))
-        gone = vf_keep_sealed(flow, cut, cut->names.top);
-    else if (gone && cut->naming == VF_NAMING_FLIP)
-        gone = vf_unlink(cut->names.sealed, cut->base, &flow->log, &error);
-    /* It was the current image of a QEMU that may know it by the name of a snapshot deleted since.
-     * Nobody would find that one again without the other. */
-    gone = gone && (!overlay.number || vf_links_drop(flow, overlay)) &&
-           vf_unlink(cut->names.overlay, overlay, &flow->log, &error);
-    if (!gone)
-        return vf_failed(&error) ? vf_note_error(flow, &error) : false;
-    if (cut->names.top && !vf_links_move(flow, cut->base, cut->names.top))
-        return false;
-    if (vf_sync_folder_of(cut->names.overlay) < 0)
-        return vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
-                       cut->names.overlay, strerror(errno));
-    return true;
+static bool
+remove_overlay(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (!vf_unlink(cut->names.overlay, overlay, &flow->log, &error))
+        return vf_note_error(flow, &error);
+    return !cut->names.top || vf_links_move(flow, cut->base, cut->names.top);
+}
+
+static bool
+make_durable(struct vf_flow *flow)
+{
+    const struct vf_cut *failed = vf_sync_folders(flow);
+
+    return !failed || vf_note(flow, VMFROST_FAILED, "cannot make the folder of %s durable: %s",
+                              failed->names.overlay, strerror(errno));
 }
 
 bool
 vf_remove_names(struct vf_flow *flow)
 {
+    VF_AUTO_JSON struct json_object *qemus = vf_process_find_qemus();
+    VF_AUTO_FREE struct removal *removals = vf_alloc((flow->cut_count + 1) * sizeof *removals);
+    VF_AUTO_FREE struct vf_inode *overlays = vf_alloc((flow->cut_count + 1) * sizeof *overlays);
+    size_t overlay_count = 0;
     bool gone = true;
 
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct vf_inode overlay = cut->overlay;
+
+        if (cut->elsewhere)
+            continue;
+        /* Killed between creation and the next line of the journal: what has the random name is
+         * ours. */
+        if (!overlay.number)
+            overlay = vf_cut_overlay_inode(cut);
+        removals[i].overlay = overlay;
+        removals[i].allowed =
+            may_remove(flow, cut, overlay, qemus) && remove_base_names(flow, cut, overlay);
+        gone &= removals[i].allowed;
+        if (removals[i].allowed && overlay.number)
+            overlays[overlay_count++] = overlay;
+    }
+    /* An overlay was the current image of a QEMU that may know it by the name of a snapshot deleted
+     * since. Nobody would find that one again without the other. */
+    if (!vf_links_drop(flow, overlays, overlay_count))
+        return false;
     for (size_t i = 0; i < flow->cut_count; i++)
-        if (!flow->cuts[i].elsewhere)
-            gone &= remove_names(flow, &flow->cuts[i]);
-    return gone;
+        if (removals[i].allowed)
+            gone &= remove_overlay(flow, &flow->cuts[i], removals[i].overlay);
+    return make_durable(flow) && gone;
 }
 
 static void

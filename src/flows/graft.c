@@ -238,7 +238,7 @@ turn_name(struct vf_flow *flow)
                        VF_DAEMON_NAME);
     /* Names by which nobody but a QEMU of before knew the upper one: nobody would find them again
      * afterwards. */
-    if (!vf_links_drop(flow, graft->upper_inode))
+    if (!vf_links_drop(flow, &graft->upper_inode, 1))
         return false;
     if ((!vf_inode_equal(vf_inode_of(next), graft->lower_inode) &&
          !vf_link(graft->lower, next, graft->lower_inode, &flow->log, &error)) ||

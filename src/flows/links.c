@@ -240,8 +240,19 @@ vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top)
     return links && (!moved || save(flow, links));
 }
 
+static bool
+leads_to_any(const char *path, const struct vf_inode *inodes, size_t count)
+{
+    struct vf_inode inode = vf_inode_of(path);
+
+    for (size_t i = 0; i < count; i++)
+        if (inode.number && vf_inode_equal(inode, inodes[i]))
+            return true;
+    return false;
+}
+
 bool
-vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
+vf_links_drop(struct vf_flow *flow, const struct vf_inode *inodes, size_t count)
 {
     VF_AUTO_JSON struct json_object *links = take(flow);
     VF_AUTO_JSON struct json_object *kept = json_object_new_array();
@@ -251,9 +262,9 @@ vf_links_drop(struct vf_flow *flow, struct vf_inode inode)
         const char *path = vf_json_string(link, "path");
         struct vmfrost_error error = {.code = VMFROST_OK};
 
-        if (!path || !vf_inode_equal(vf_inode_of(path), inode))
+        if (!path || !leads_to_any(path, inodes, count))
             json_object_array_add(kept, json_object_get(link));
-        else if (!vf_unlink(path, inode, &flow->log, &error))
+        else if (!vf_unlink(path, vf_inode_of(path), &flow->log, &error))
             return vf_note_error(flow, &error);
     }
     return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));

@@ -28,7 +28,8 @@ static const struct question questions[] = {
     {"query-migrate", FACT(migrate), false},
     {"query-jobs", FACT(jobs), false},
     {"query-chardev", FACT(chardev), false},
-    /* From here on, vf_look_again() asks again: jobs before nodes, see dangerous_job(). */
+    /* From here on, vf_look_again() asks again. What comes behind the jobs is only asked when they
+     * are known: see dangerous_job(). */
     {"query-block-jobs", FACT(block_jobs), false},
     {"query-block", FACT(block), false},
     {"query-named-block-nodes", FACT(nodes), true},
@@ -67,7 +68,7 @@ vf_node_file(const struct vf_flow *flow, const char *node)
     return NULL;
 }
 
-static void ask_next(struct vf_flow *flow);
+static void ask_from(struct vf_flow *flow, size_t first);
 
 /* From the end of a stream to its dismissal, QEMU crashes at query-named-block-nodes: the stream's
  * filter is in that list, but has no child any more. Without auto-dismiss, that end may be now;
@@ -90,10 +91,8 @@ dangerous_job(const struct vf_flow *flow)
 static void
 on_job_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (!vf_expect(flow, reply, "job-dismiss"))
-        return;
-    flow->at = QUESTION_BLOCK;
-    ask_next(flow);
+    if (vf_expect(flow, reply, "job-dismiss"))
+        ask_from(flow, QUESTION_BLOCK);
 }
 
 /* One of ours is a killed vmfrost's: with the journal it is this one's. */
@@ -114,6 +113,7 @@ deal_with(struct vf_flow *flow, struct json_object *job)
     vf_end(flow, VF_REFUSED);
 }
 
+/* They come in the order of the questions. */
 static void
 on_answer(struct vf_flow *flow, const struct vf_reply *reply)
 {
@@ -130,36 +130,38 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
 
     if (job)
         deal_with(flow, job);
-    else
-        ask_next(flow);
+    else if (flow->at == QUESTION_COUNT)
+        flow->on_looked(flow);
+    else if (question->fact == FACT(block_jobs))
+        ask_from(flow, flow->at);
 }
 
+/* All that may be asked now, at once. */
 static void
-ask_next(struct vf_flow *flow)
+ask_from(struct vf_flow *flow, size_t first)
 {
-    if (flow->at == QUESTION_COUNT) {
-        flow->on_looked(flow);
-        return;
-    }
-    const struct question *question = &questions[flow->at];
-    struct json_object *arguments = NULL;
+    size_t end = first <= QUESTION_BLOCK ? QUESTION_BLOCK + 1 : QUESTION_COUNT;
 
-    if (question->flat) {
-        /* Without it the reply grows with the square of the chain's length. */
-        arguments = json_object_new_object();
-        vf_json_add_bool(arguments, "flat", true);
+    flow->at = first;
+    for (size_t i = first; i < end; i++) {
+        struct json_object *arguments = NULL;
+
+        if (questions[i].flat) {
+            /* Without it the reply grows with the square of the chain's length. */
+            arguments = json_object_new_object();
+            vf_json_add_bool(arguments, "flat", true);
+        }
+        vf_ask(flow, questions[i].command, arguments, on_answer);
     }
-    vf_ask(flow, question->command, arguments, on_answer);
 }
 
 void
 vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
-    /* A storage daemon has no devices: what stands for them does not change. */
-    flow->at = flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED) ? QUESTION_NODES
-                                                                             : QUESTION_BLOCK;
     flow->on_looked = fn;
-    ask_next(flow);
+    /* A storage daemon has no devices: what stands for them does not change. */
+    ask_from(flow, flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED) ? QUESTION_NODES
+                                                                                 : QUESTION_BLOCK);
 }
 
 /* Which disks were plugged in after QEMU's start: all devices are asked at once, and answer in this
@@ -241,9 +243,8 @@ ask_hotplugged(struct vf_flow *flow)
 void
 vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
-    flow->at = QUESTION_COUNT - 1;
     flow->on_looked = fn;
-    ask_next(flow);
+    ask_from(flow, QUESTION_COUNT - 1);
 }
 
 /* The agent's channel: every virtserialport is asked for its name, the right one for its chardev.
@@ -337,8 +338,7 @@ ask_ports(struct vf_flow *flow)
 }
 
 static const char *const homes[] = {"/machine/peripheral", "/machine/peripheral-anon"};
-
-static void ask_devices(struct vf_flow *flow);
+#define HOME_COUNT (sizeof homes / sizeof *homes)
 
 static void
 on_devices(struct vf_flow *flow, const struct vf_reply *reply)
@@ -358,19 +358,10 @@ on_devices(struct vf_flow *flow, const struct vf_reply *reply)
         path = vf_printf("%s/%s", homes[flow->at_part], name);
         json_object_array_add(flow->ports, json_object_new_string(path));
     }
-    flow->at_part++;
-    ask_devices(flow);
-}
-
-static void
-ask_devices(struct vf_flow *flow)
-{
-    if (flow->at_part == sizeof homes / sizeof *homes) {
-        flow->at_part = 0;
-        ask_ports(flow);
+    if (++flow->at_part < HOME_COUNT)
         return;
-    }
-    vf_ask(flow, "qom-list", vf_json_strings("path", homes[flow->at_part], NULL), on_devices);
+    flow->at_part = 0;
+    ask_ports(flow);
 }
 
 static void
@@ -381,7 +372,8 @@ find_agent(struct vf_flow *flow)
     json_object_put(flow->ports);
     flow->ports = json_object_new_array();
     flow->at_part = 0;
-    ask_devices(flow);
+    for (size_t i = 0; i < HOME_COUNT; i++)
+        vf_ask(flow, "qom-list", vf_json_strings("path", homes[i], NULL), on_devices);
 }
 
 /* Fills flow->facts and the place of flow->agent. */
@@ -392,7 +384,6 @@ vf_step_look(struct vf_flow *flow)
         vf_look_offline(flow);
         return;
     }
-    flow->at = 0;
     flow->on_looked = ask_hotplugged;
-    ask_next(flow);
+    ask_from(flow, 0);
 }

@@ -180,7 +180,7 @@ refuse_unmerged(struct vf_flow *flow, const struct vf_cut *cut)
     return false;
 }
 
-static void merge_disk(struct vf_flow *flow);
+static void merge_next(struct vf_flow *flow);
 
 /* The guest goes on with the overlay of this disk: its name leads there. Where names cannot be
  * turned it is the journal that tells of the base, and that must not be the last of it. */
@@ -263,7 +263,7 @@ on_checked(struct vf_flow *flow)
         return;
     }
     flow->merge_at++;
-    merge_disk(flow);
+    merge_next(flow);
 }
 
 static void
@@ -534,34 +534,43 @@ share(struct vf_flow *flow)
     vf_job_share(flow, 100 * before / all, 100 * (before + weight(current(flow))) / all);
 }
 
-static void
-on_graph(struct vf_flow *flow)
-{
-    flow->merge_final = false;
-    share(flow);
-    if (vf_graph_in_use(flow->facts.graph, current(flow)->overlay_node)) {
-        vf_ask(flow, "query-jobs", NULL, on_jobs);
-        return;
-    }
-    if (!vf_is_merged(flow, current(flow))) {
-        refuse_unmerged(flow, current(flow));
-        vf_end(flow, VF_REFUSED);
-        return;
-    }
-    current(flow)->merged = true;
-    flow->merge_at++;
-    merge_disk(flow);
-}
-
-static void
-merge_disk(struct vf_flow *flow)
+/* The next disk that is to be merged; false: there is none. */
+static bool
+find_next(struct vf_flow *flow)
 {
     while (flow->merge_at < flow->cut_count && current(flow)->elsewhere)
         flow->merge_at++;
-    if (flow->merge_at == flow->cut_count)
-        vf_end(flow, VF_OK);
+    return flow->merge_at < flow->cut_count;
+}
+
+/* QEMU has just been looked at: at the beginning, or at the end of the disk before. */
+static void
+merge_next(struct vf_flow *flow)
+{
+    for (; find_next(flow); flow->merge_at++) {
+        flow->merge_final = false;
+        share(flow);
+        if (vf_graph_in_use(flow->facts.graph, current(flow)->overlay_node)) {
+            vf_ask(flow, "query-jobs", NULL, on_jobs);
+            return;
+        }
+        if (!vf_is_merged(flow, current(flow))) {
+            refuse_unmerged(flow, current(flow));
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+        current(flow)->merged = true;
+    }
+    vf_end(flow, VF_OK);
+}
+
+static void
+look(struct vf_flow *flow)
+{
+    if (find_next(flow))
+        vf_look_again(flow, merge_next);
     else
-        vf_look_again(flow, on_graph);
+        vf_end(flow, VF_OK);
 }
 
 /* A QEMU that is gone opens nothing by a name any more: what is not merged is what the guest wrote
@@ -614,7 +623,7 @@ vf_step_merge(struct vf_flow *flow)
     }
     turn_back_if_gone(flow);
     flow->merge_at = 0;
-    vf_with_qemu(flow, merge_disk);
+    vf_with_qemu(flow, look);
 }
 
 /* Stopping. */

@@ -141,7 +141,7 @@ make_durable(struct vf_flow *flow, const struct vf_cut *cut)
 {
     VF_AUTO_FD int fd = open(cut->names.overlay, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 
-    if (fd < 0 || fsync(fd) < 0 || vf_sync_folder_of(cut->names.overlay) < 0)
+    if (fd < 0 || fsync(fd) < 0)
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the overlay %s durable: %s",
                        cut->name, cut->names.overlay, strerror(errno));
     return true;
@@ -209,7 +209,11 @@ name_all(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!make_durable(flow, &flow->cuts[i]))
             return false;
-    return true;
+    const struct vf_cut *failed = vf_sync_folders(flow);
+
+    return !failed ||
+           vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
+                   failed->name, failed->names.overlay, strerror(errno));
 }
 
 static void

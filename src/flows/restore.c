@@ -462,6 +462,17 @@ turn_back(struct vf_flow *flow)
     return turned;
 }
 
+/* What has happened has happened: that it is not durable is no reason to turn back. */
+static void
+make_durable(struct vf_flow *flow)
+{
+    const struct vf_cut *failed = vf_sync_folders(flow);
+
+    if (failed)
+        vf_warn(flow, "cannot make the folder of %s durable: %s", failed->names.overlay,
+                strerror(errno));
+}
+
 bool
 vf_restore_turn(struct vf_flow *flow)
 {
@@ -471,10 +482,8 @@ vf_restore_turn(struct vf_flow *flow)
         turned = vf_turn_to_overlay(flow, &flow->cuts[i]);
     if (turned)
         vf_guard_named(&flow->guard);
-    for (size_t i = 0; turned && i < flow->cut_count; i++)
-        if (vf_sync_folder_of(flow->cuts[i].names.overlay) < 0)
-            vf_warn(flow, "cannot make the folder of %s durable: %s", flow->cuts[i].names.overlay,
-                    strerror(errno));
+    if (turned)
+        make_durable(flow);
     return turned;
 }
 
@@ -556,9 +565,6 @@ throw_away(struct vf_flow *flow, const struct vf_cut *cut)
         vf_prefix(&error, "disk %s", cut->name);
         return vf_note_error(flow, &error);
     }
-    if (vf_sync_folder_of(cut->names.sealed) < 0)
-        vf_warn(flow, "cannot make the folder of %s durable: %s", cut->names.sealed,
-                strerror(errno));
     return true;
 }
 
@@ -586,6 +592,8 @@ vf_step_restored(struct vf_flow *flow)
     done = done && settle_links(flow);
     for (size_t i = 0; done && !flow->restore.keep && i < flow->cut_count; i++)
         done = throw_away(flow, &flow->cuts[i]);
+    if (done && !flow->restore.keep)
+        make_durable(flow);
     if (!done) {
         vf_end(flow, VF_REFUSED);
         return;

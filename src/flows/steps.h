@@ -124,6 +124,9 @@ void vf_freezing_release(struct vf_flow *flow);
 void vf_step_undo_files(struct vf_flow *flow);
 /* The same of files and links alone, where no QEMU has nodes of them any more; false: not all. */
 bool vf_remove_names(struct vf_flow *flow);
+/* Makes the folders of all disks' overlays durable, each of them once. A disk where that failed,
+ * and why in errno; NULL: all went well. */
+const struct vf_cut *vf_sync_folders(const struct vf_flow *flow);
 /* Some QEMU of this host has the file open. */
 bool vf_is_open(const struct vf_flow *flow, struct vf_inode inode);
 /* The sealed name stays, as a second name of the image that `other` leads to, as long as the QEMU
@@ -277,8 +280,8 @@ bool vf_links_needed(const struct vf_flow *flow, const char *path);
 bool vf_links_forget(struct vf_flow *flow, const char *path);
 /* `top` is the visible name of this image now. */
 bool vf_links_move(struct vf_flow *flow, struct vf_inode inode, const char *top);
-/* Removes the links of an image that nobody needs any more. */
-bool vf_links_drop(struct vf_flow *flow, struct vf_inode inode);
+/* Removes the links of images that nobody needs any more. */
+bool vf_links_drop(struct vf_flow *flow, const struct vf_inode *inodes, size_t count);
 /* Removes the links of images that the QEMU of this flow has closed since: none of its nodes is
  * left that could open them again. */
 bool vf_links_trim(struct vf_flow *flow);

@@ -104,10 +104,17 @@ names_are_right(struct vf_flow *flow, const struct vf_cut *cut)
         return vf_note(flow, VMFROST_FAILED,
                        "disk %s: somebody changed the names of its images in the meantime",
                        cut->name);
-    if (vf_sync_folder_of(cut->names.overlay) < 0)
-        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
-                       cut->name, cut->names.overlay, strerror(errno));
     return true;
+}
+
+static bool
+make_durable(struct vf_flow *flow)
+{
+    const struct vf_cut *failed = vf_sync_folders(flow);
+
+    return !failed ||
+           vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the folder of %s durable: %s",
+                   failed->name, failed->names.overlay, strerror(errno));
 }
 
 static void
@@ -123,7 +130,7 @@ on_looked(struct vf_flow *flow)
         }
     }
     vf_plug_compare(flow);
-    vf_end(flow, VF_OK);
+    vf_end(flow, make_durable(flow) ? VF_OK : VF_REFUSED);
 }
 
 /* Without a QEMU the names and the headers are all there is, and that the locks were held until
@@ -140,7 +147,7 @@ verify_stopped(struct vf_flow *flow)
             vf_end(flow, VF_REFUSED);
             return;
         }
-    vf_end(flow, VF_OK);
+    vf_end(flow, make_durable(flow) ? VF_OK : VF_REFUSED);
 }
 
 void
