@@ -195,6 +195,26 @@ VMFROST_API struct vmfrost_op *vmfrost_snapshot(struct vmfrost *context, const c
                                                 vmfrost_event_fn *event, vmfrost_done_fn *done,
                                                 void *data);
 
+/* Takes snapshots of several VMs, all of one name and at one instant: all are prepared, then all
+ * frozen, then all cut while all are frozen, and thawed; all of them have the snapshot, or none.
+ * `count` strings in `vms`, each a VM as everywhere, none of them twice. The options count for each
+ * VM; the shortest frozen limit and the first deadline that passes count for all.
+ *
+ * There is an operation for each VM: `event` and `done` are called with data[i] for VM i (`data`
+ * NULL: with NULL), and `done` fires exactly once for each, from the loop, in any order, with the
+ * result and the record of that VM. ops_r[i] (`ops_r` may be NULL) is set before this returns, and
+ * belongs to the library as ever. Cancelling one cancels all. If one fails before all have their
+ * snapshots, all unwind and fail, and each text names the VM that failed and why; no snapshot
+ * becomes ready to use before all are.
+ *
+ * A VM whose guest cannot be frozen (no agent, and no need of one by `quiesce`) is cut while the
+ * others are frozen. The member "group" of each record says what this was worth: docs/record.md. */
+VMFROST_API void vmfrost_snapshot_group(struct vmfrost *context, const char *const *vms,
+                                        size_t count,
+                                        const struct vmfrost_snapshot_options *options,
+                                        vmfrost_event_fn *event, vmfrost_done_fn *done,
+                                        void *const *data, struct vmfrost_op **ops_r);
+
 /* Everything up to the freeze, changing nothing: would a snapshot work? The document holds
  * "disks" with their eligibility, "agent", "warnings". */
 VMFROST_API struct vmfrost_op *vmfrost_check(struct vmfrost *context, const char *vm,

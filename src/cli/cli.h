@@ -69,17 +69,18 @@ struct option_use {
 /* What stands behind a command. */
 enum target {
     TARGET_NONE,
-    TARGET_COMMAND,     /* [COMMAND] */
-    TARGET_NEW_NAME,    /* NAME: of a VM, new or not */
-    TARGET_NAME,        /* NAME of the inventory */
-    TARGET_VM,          /* VM */
-    TARGET_VM_OR_ALL,   /* [VM] */
-    TARGET_VM_SNAPSHOT, /* VM[@NAME] */
-    TARGET_SNAPSHOT,    /* VM@NAME */
-    TARGET_SNAPSHOT_TO, /* VM@NAME DEST */
-    TARGET_VM_DISK,     /* VM [DISK] */
-    TARGET_ACTION,      /* [ACTION [WORD]...] */
-    TARGET_WORDS,       /* anything, not looked at */
+    TARGET_COMMAND,      /* [COMMAND] */
+    TARGET_NEW_NAME,     /* NAME: of a VM, new or not */
+    TARGET_NAME,         /* NAME of the inventory */
+    TARGET_VM,           /* VM */
+    TARGET_VM_OR_ALL,    /* [VM] */
+    TARGET_VM_SNAPSHOT,  /* VM[@NAME] */
+    TARGET_VMS_SNAPSHOT, /* VM[@NAME], VM... [@NAME], or [@NAME] with --all */
+    TARGET_SNAPSHOT,     /* VM@NAME */
+    TARGET_SNAPSHOT_TO,  /* VM@NAME DEST */
+    TARGET_VM_DISK,      /* VM [DISK] */
+    TARGET_ACTION,       /* [ACTION [WORD]...] */
+    TARGET_WORDS,        /* anything, not looked at */
 };
 
 enum command_kind {
@@ -128,7 +129,9 @@ struct cli_options {
 struct cli {
     const struct command *command; /* NULL before it is known */
     struct cli_options options;
-    char *vm;           /* name or path; NULL: none was given */
+    char *vm;   /* name or path; NULL: none was given, or several */
+    char **vms; /* of TARGET_VMS_SNAPSHOT, where there are several */
+    size_t vm_count;
     char *snapshot;     /* name; NULL: none was given */
     const char *disk;   /* NULL: none was given */
     const char *dest;   /* of TARGET_SNAPSHOT_TO */

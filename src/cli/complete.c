@@ -152,6 +152,7 @@ offer_target(struct cli *cli, const struct command *command, const char *start, 
     case TARGET_VM_OR_ALL:
     case TARGET_VM_DISK:
     case TARGET_VM_SNAPSHOT: /* the snapshot's name is to be a new one */
+    case TARGET_VMS_SNAPSHOT:
         if (!qmp)
             offer_vms(cli, start);
         return;
@@ -242,7 +243,7 @@ run_complete(struct cli *cli)
         offer_commands(cli, *word);
     else if (scan.command->takes_command && scan.only_targets)
         out_raw(&cli->out, ":files\n");
-    else if (scan.targets == 0)
+    else if (scan.targets == 0 || scan.command->target == TARGET_VMS_SNAPSHOT)
         offer_target(cli, scan.command, *word, scan.qmp);
     else if (scan.targets == 1 && scan.command->target == TARGET_SNAPSHOT_TO)
         out_raw(&cli->out, ":files\n");

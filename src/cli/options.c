@@ -441,5 +441,8 @@ options_release(struct cli *cli)
     free(VF_STEAL(cli->options.exclude));
     free(VF_STEAL(cli->options.include));
     free(VF_STEAL(cli->vm));
+    for (size_t i = 0; i < cli->vm_count; i++)
+        free(cli->vms[i]);
+    free(VF_STEAL(cli->vms));
     free(VF_STEAL(cli->snapshot));
 }

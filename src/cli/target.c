@@ -93,6 +93,8 @@ is_name(struct cli *cli, const char *name, const char *of)
 static bool
 set_snapshot(struct cli *cli, const char *name)
 {
+    if (cli->snapshot)
+        return report_usage(cli, "one name is enough: '%s' or '%s'", name, cli->snapshot), false;
     if (!*name)
         return report_usage(cli, "the snapshot's name is missing behind the '@'"), false;
     if (!is_name(cli, name, "snapshot"))
@@ -107,12 +109,20 @@ wants_snapshot_of(const struct cli *cli)
     return cli->command->target == TARGET_SNAPSHOT || cli->command->target == TARGET_SNAPSHOT_TO;
 }
 
+/* A snapshot's name may be given. */
+static bool
+takes_snapshot_of(const struct cli *cli)
+{
+    return wants_snapshot_of(cli) || cli->command->target == TARGET_VM_SNAPSHOT ||
+           cli->command->target == TARGET_VMS_SNAPSHOT;
+}
+
 static bool
 parse_vm(struct cli *cli, const char *word)
 {
     const char *at = at_sign(word);
     bool wants_snapshot = wants_snapshot_of(cli);
-    bool takes_snapshot = wants_snapshot || cli->command->target == TARGET_VM_SNAPSHOT;
+    bool takes_snapshot = takes_snapshot_of(cli);
 
     if (at == word) {
         report_usage(cli, "'%s' names no VM: write VM%s, or --qmp PATH", word, word);
@@ -151,7 +161,7 @@ parse_behind_qmp(struct cli *cli, const char *word)
     }
     if (!word)
         return true;
-    if (!wants_snapshot && cli->command->target != TARGET_VM_SNAPSHOT) {
+    if (!takes_snapshot_of(cli)) {
         report_usage(cli, "--qmp names the VM already: '%s' is one too many", word);
         return false;
     }
@@ -160,6 +170,52 @@ parse_behind_qmp(struct cli *cli, const char *word)
         return false;
     }
     return set_snapshot(cli, *word == '@' ? word + 1 : word);
+}
+
+/* One of several VMs. */
+static bool
+add_vm(struct cli *cli, const char *word)
+{
+    const char *at = at_sign(word);
+
+    if (at) {
+        report_usage(cli, "'%s': the name stands behind all VMs, as in `vmfrost %s web db %s`",
+                     word, cli->command->name, at);
+        return false;
+    }
+    for (size_t i = 0; i < cli->vm_count; i++)
+        if (strcmp(cli->vms[i], word) == 0)
+            return report_usage(cli, "'%s' is named twice", word), false;
+    VF_GROW(cli->vms, cli->vm_count);
+    cli->vms[cli->vm_count++] = vf_strdup(word);
+    return target_is_path(word) || is_name(cli, word, "VM");
+}
+
+/* VM... [@NAME]. True as well if it is anything else, which is left as it is. */
+static bool
+parse_vms(struct cli *cli, int *count, char **words)
+{
+    bool all = cli->options.all;
+
+    if (all && cli->options.qmp) {
+        report_usage(cli, "either --qmp or --all");
+        return false;
+    }
+    if (cli->options.qmp)
+        return true;
+    if (*count > 0 && words[*count - 1][0] == '@' && (all || *count > 1) &&
+        !set_snapshot(cli, words[--*count] + 1))
+        return false;
+    if (all && *count > 0) {
+        report_usage(cli, "either a VM or --all; a snapshot's name is written @NAME");
+        return false;
+    }
+    if (*count < 2)
+        return true;
+    for (int i = 0; i < *count; i++)
+        if (!add_vm(cli, words[i]))
+            return false;
+    return true;
 }
 
 static bool
@@ -200,6 +256,10 @@ target_parse(struct cli *cli, int count, char **words)
     }
     if (target == TARGET_SNAPSHOT_TO && count > 1)
         cli->dest = words[--count];
+    if (target == TARGET_VMS_SNAPSHOT && !parse_vms(cli, &count, words))
+        return false;
+    if (target == TARGET_VMS_SNAPSHOT && (cli->vm_count || cli->options.all))
+        return true;
     if (count > 1) {
         report_usage(cli, "'%s' is one too many: `vmfrost %s` takes one at a time", words[1],
                      cli->command->name);
@@ -222,6 +282,7 @@ target_parse(struct cli *cli, int count, char **words)
     case TARGET_VM:
     case TARGET_VM_OR_ALL:
     case TARGET_VM_SNAPSHOT:
+    case TARGET_VMS_SNAPSHOT:
     case TARGET_SNAPSHOT:
     case TARGET_SNAPSHOT_TO:
     case TARGET_VM_DISK:

@@ -12,7 +12,7 @@
 
 #include "cli/cli.h"
 
-/* Sets cli->vm, cli->snapshot, cli->words. False after a usage error was reported. */
+/* Sets cli->vm or cli->vms, cli->snapshot, cli->words. False after a usage error was reported. */
 bool target_parse(struct cli *cli, int count, char **words);
 
 /* A path that can be told from a name: "./" in front of one without a slash. Owned by the caller.

@@ -290,3 +290,19 @@ vf_engine_forgive(struct vf_engine *engine, unsigned debts)
 {
     engine->owed &= ~debts;
 }
+
+bool
+vf_engine_may_commit(const struct vf_engine *engine)
+{
+    return !engine->finished && !engine->unwinding &&
+           overdue(engine, engine->ops->now_us(engine->flow)) == VF_CAUSE_NONE;
+}
+
+void
+vf_engine_commit(struct vf_engine *engine, unsigned debts)
+{
+    assert(!engine->finished && !engine->unwinding);
+    engine->committed = true;
+    engine->owed |= debts;
+    arm(engine); /* the deadline does not count any more */
+}

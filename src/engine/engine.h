@@ -19,6 +19,7 @@
  *    nothing is left to be undone then.
  *  - A step that `commits` is not even entered when it is too late. From its beginning on there is
  *    no way back: neither deadline nor cancel counts any more, only the steps' own budgets.
+ *    A step may also find out by itself that it has come there: vf_engine_commit().
  *  - Unwinding has budgets of its own, minds neither deadline nor cancel, and never ends in a
  *    loop: a debt that cannot be paid within its patience is given up, stays owed, and blocks the
  *    debts that name it in `unless`.
@@ -149,6 +150,11 @@ void vf_engine_tick(struct vf_engine *engine);
 
 /* Gives up on the way forward; without effect when unwinding or finished. */
 void vf_engine_cancel(struct vf_engine *engine);
+
+/* From within or beside a step: it passes the point of no return, as a step that `commits` does by
+ * its beginning, and these debts are owed from now on. Not when it is too late for that. */
+bool vf_engine_may_commit(const struct vf_engine *engine);
+void vf_engine_commit(struct vf_engine *engine, unsigned debts);
 
 /* A debt turned out not to exist, e.g. when a look at the graph shows that nothing was cut. */
 void vf_engine_forgive(struct vf_engine *engine, unsigned debts);

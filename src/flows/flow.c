@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "flows/graft.h"
+#include "flows/group.h"
 #include "flows/steps.h"
 #include "flows/using.h"
 #include "util/cleanup.h"
@@ -52,16 +53,24 @@ wall_offset_us(void)
     return (int64_t)wall.tv_sec * 1000000 + wall.tv_nsec / 1000 - vf_now_us();
 }
 
+/* "kill:NAME", of this length. */
+static bool
+is_point(const char *wanted, size_t length, const char *name)
+{
+    return length == strlen(name) + 5 && strncmp(wanted + 5, name, length - 5) == 0;
+}
+
 /* What a test may do to us at a point: nothing else than what the kernel may do at any time. */
 void
 vf_test_point(const struct vf_flow *flow, const char *name)
 {
     const char *wanted = getenv("VMFROST_TEST_AT");
+    VF_AUTO_FREE char *of_vm =
+        wanted ? vf_printf("%s@%s", name, flow->vm.name ? flow->vm.name : "") : NULL;
 
-    (void)flow;
     for (size_t length; wanted; wanted = wanted[length] ? wanted + length + 1 : NULL) {
         length = strcspn(wanted, ",");
-        if (length != strlen(name) + 5 || strncmp(wanted + 5, name, length - 5) != 0)
+        if (!is_point(wanted, length, name) && !is_point(wanted, length, of_vm))
             continue;
         if (vf_starts_with(wanted, "kill:"))
             raise(SIGKILL);
@@ -99,6 +108,9 @@ start(void *owner, const struct vf_step *step)
     snprintf(point, sizeof point, "%s+", step->name);
     step->start(flow);
     vf_test_point(flow, point);
+    /* Behind the first step of the way back, which is the thaw if there is one. */
+    if (flow->engine.unwinding)
+        vf_group_failed(flow);
 }
 
 static void
@@ -109,6 +121,7 @@ abandon(void *owner, const struct vf_step *step)
     if (vf_now_us() >= flow->engine.attempt_due_us && !flow->engine.pausing)
         vf_note(flow, VMFROST_UNREACHABLE, "%s: no answer within %.1f s", step->title,
                 (double)step->budget_ms / 1000);
+    vf_group_abandon(flow);
     vf_forget_asked(flow);
 }
 
@@ -135,6 +148,8 @@ finished(void *owner)
 
     vf_forget_asked(flow);
     vf_window_closes(flow);
+    if (flow->engine.unwinding)
+        vf_group_failed(flow);
     ev_timer_start(flow->loop, &flow->done_timer);
 }
 
@@ -154,14 +169,16 @@ vf_end(struct vf_flow *flow, enum vf_outcome outcome)
 static void
 run_or_end(struct vf_flow *flow)
 {
-    if (flow->stop_asked)
+    if (flow->stop_asked && !vf_failed(&flow->error))
         vf_note(flow, VMFROST_FAILED, "stopped by request before it began");
     if (!vf_failed(&flow->error) && flow->prepare)
         flow->prepare(flow);
-    if (vf_failed(&flow->error))
-        ev_timer_start(flow->loop, &flow->done_timer);
-    else
+    if (!vf_failed(&flow->error)) {
         vf_engine_run(&flow->engine);
+        return;
+    }
+    vf_group_failed(flow);
+    ev_timer_start(flow->loop, &flow->done_timer);
 }
 
 static void
@@ -181,24 +198,27 @@ on_recovered(void *data, const struct vmfrost_result *result)
     run_or_end(flow);
 }
 
-/* Takes the VM's lock; then whatever an earlier operation left behind is put in order. */
-static void
-begin(struct vf_flow *flow)
+bool
+vf_flow_lock(struct vf_flow *flow)
 {
-    VF_AUTO_FREE char *what = NULL;
-
-    if (vf_failed(&flow->error) || !flow->changes || flow->lock_fd >= 0) {
-        run_or_end(flow);
-        return;
-    }
-    what =
+    VF_AUTO_FREE char *what =
         vf_printf("%s %s%s%s", flow->engine.table->operation, flow->vm.name,
                   flow->snapshot_name ? "@" : "", flow->snapshot_name ? flow->snapshot_name : "");
+
     flow->lock_fd = vf_vm_lock(&flow->vm, what, &flow->error);
     /* Whatever has become of the state folder, a frozen guest cannot wait for it. */
     if (flow->lock_fd < 0 && flow->without_lock && !vf_vm_locked(&flow->vm))
         vf_absolve(flow);
-    if (flow->lock_fd < 0 || flow->no_recovery || !vf_journal_exists(&flow->vm)) {
+    return flow->lock_fd >= 0;
+}
+
+/* Takes the VM's lock; then whatever an earlier operation left behind is put in order. */
+static void
+begin(struct vf_flow *flow)
+{
+    if (vf_failed(&flow->error) || !flow->changes || flow->lock_borrowed ||
+        (flow->lock_fd < 0 && !vf_flow_lock(flow)) || flow->no_recovery ||
+        !vf_journal_exists(&flow->vm)) {
         run_or_end(flow);
         return;
     }
@@ -312,7 +332,9 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
                 "not all of it could be undone: see `vmfrost status %s`, put right what "
                 "is in the way, then run `vmfrost recover %s`",
                 flow->vm.name, flow->vm.name);
-    if (flow->engine.owed & (VF_OWE_RESOLVE | VF_OWE_CUT))
+    if (flow->engine.owed & VF_OWE_FINISH)
+        flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
+    else if (flow->engine.owed & (VF_OWE_RESOLVE | VF_OWE_CUT))
         flow->snapshot_state = VMFROST_SNAPSHOT_UNKNOWN;
     if (flow->document)
         flow->document(flow);
@@ -344,6 +366,7 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
     if (flow->lock_fd >= 0 && !flow->lock_borrowed)
         close(flow->lock_fd);
     flow->lock_fd = -1;
+    vf_group_leave(flow);
     if (flow->on_end)
         flow->on_end(flow, flow->on_end_data);
     if (done)

@@ -39,11 +39,12 @@ enum {
     VF_OWE_CUT = 1 << 2,     /* the VM runs on the overlays */
     VF_OWE_RESOLVE = 1 << 3, /* whether it does is not known */
     VF_OWE_THAW = 1 << 4,
-    VF_OWE_HALT = 1 << 5,   /* restore: the VM was stopped by us */
-    VF_OWE_MIRROR = 1 << 6, /* restore: jobs that lead to the restored disks */
-    VF_OWE_TURN = 1 << 7,   /* restore: names lead to the restored disks, QEMU perhaps not */
-    VF_OWE_RESET = 1 << 8,  /* restore: the guest must not go on on other disks */
-    VF_OWE_PARTS = 1 << 9,  /* export, clone: files that are not whole */
+    VF_OWE_HALT = 1 << 5,    /* restore: the VM was stopped by us */
+    VF_OWE_MIRROR = 1 << 6,  /* restore: jobs that lead to the restored disks */
+    VF_OWE_TURN = 1 << 7,    /* restore: names lead to the restored disks, QEMU perhaps not */
+    VF_OWE_RESET = 1 << 8,   /* restore: the guest must not go on on other disks */
+    VF_OWE_PARTS = 1 << 9,   /* export, clone: files that are not whole */
+    VF_OWE_FINISH = 1 << 10, /* all of the group has its snapshot: there is no way back */
 };
 
 /* Conditions. */
@@ -62,6 +63,7 @@ enum {
     VF_IF_HALT = 1 << 11,       /* recovery: the VM runs, and should not */
     VF_IF_FLUSH = 1 << 12,      /* the guest is to write out what is dirty before the freeze */
     VF_IF_MOUNTS = 1 << 13,     /* it is to be asked for its file systems */
+    VF_IF_GROUP = 1 << 14,      /* one of several VMs that get a snapshot at one instant */
 };
 
 typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
@@ -146,6 +148,7 @@ struct vf_freezing {
 struct vf_pending;
 struct vf_graft;
 struct vf_using;
+struct vf_member;
 
 struct vf_flow {
     /* The caller fills in (strings are owned by the flow): */
@@ -250,7 +253,8 @@ struct vf_flow {
     bool job_all;  /* `job` is how the ids of all jobs begin that are waited for */
     bool job_news; /* one of them has come to another state since they were asked for */
     struct vf_restore restore;
-    struct vf_using *using; /* export, clone: using.h; else NULL */
+    struct vf_using *using;   /* export, clone: using.h; else NULL */
+    struct vf_member *member; /* of a group: group.h; else NULL */
     struct vf_batch batch;
     const char *event; /* the name of the event that is waited for; NULL: none */
     vf_flow_fn *on_event_came;
@@ -280,6 +284,8 @@ struct vf_flow *vf_flow_new(struct ev_loop *loop, struct vf_store *store, const 
                             const struct vf_table *table);
 /* Begins from the loop, soon. An error that is in `error` already ends it at once. */
 void vf_flow_start(struct vf_flow *flow);
+/* Takes the VM's lock before that; false with flow->error. */
+bool vf_flow_lock(struct vf_flow *flow);
 void vf_flow_cancel(struct vf_flow *flow);
 
 /* For step functions. */
@@ -334,8 +340,11 @@ void vf_progress(struct vf_flow *flow, double percent);
 void vf_window_opens(struct vf_flow *flow);
 void vf_window_closes(struct vf_flow *flow);
 
-/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, or several
- * with commas between them. */
+/* The error as vf_conclude() will put it together, as far as it is known now. */
+struct vmfrost_error vf_cause(const struct vf_flow *flow);
+
+/* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, of one VM
+ * alone as kill:NAME@VM, or several with commas between them. */
 void vf_test_point(const struct vf_flow *flow, const char *name);
 
 /* Of flow.c, ask.c and tell.c: */

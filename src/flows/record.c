@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "flows/group.h"
 #include "flows/steps.h"
 #include "flows/truth.h"
 #include "util/cleanup.h"
@@ -83,6 +84,7 @@ first_line(const struct vf_flow *flow)
         vf_json_add_int(line, "deadline",
                         (flow->engine.deadline_us + flow->wall_offset_us) / 1000000);
     vf_json_add_string(line, "keep", flow->restore.keep);
+    vf_json_add_string(line, "group", vf_group_id(flow));
     vf_json_add(line, "cuts", vf_cuts_json(flow));
     return line;
 }
@@ -349,6 +351,8 @@ fill(struct vf_flow *flow, const char *phase, bool ready)
     if (strcmp(phase, "InProgress") != 0)
         add_time(flow, record, "completionTime", vf_now_us());
     fill_conditions(flow, phase, ready, records);
+    if (flow->member)
+        vf_json_add(record, "group", vf_group_json(flow));
     vf_json_add(record, "evidence", vf_evidence_json(flow));
     vf_json_add(record, "warnings", json_object_get(flow->warnings));
     if (!(flow->engine.conditions & VF_IF_STOPPED)) {
@@ -539,7 +543,7 @@ vf_step_record(struct vf_flow *flow)
     struct vmfrost_error judged = flow->error;
 
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
-    flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT;
+    flow->engine_pays = VF_OWE_FILES | VF_OWE_CUT | VF_OWE_FINISH;
     vf_conclude(flow);
     if (!vf_keep_links(flow) ||
         !vf_record_write(flow, vf_failed(&flow->error) ? "Failed" : "Succeeded", true)) {

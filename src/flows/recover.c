@@ -4,18 +4,21 @@
  * what QEMU and the folders really hold, because the last thing that the dead process did is in no
  * journal, and rolls forward or back.
  *
- * A cut that was made and whose deadline has not passed is finished; everything else is undone.
- * Where QEMU is gone, names and files alone decide, and an overlay that holds data of the guest's
- * is never removed. Running it twice, or killing it anywhere and running it again, is allowed.
+ * A cut that was made and whose deadline has not passed is finished; everything else is undone. Of
+ * a group, all members have their snapshots or none: its mark alone decides. Where QEMU is gone,
+ * names and files alone decide, and an overlay that holds data of the guest's is never removed.
+ * Running it twice, or killing it anywhere and running it again, is allowed.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 
+#include "flows/group.h"
 #include "flows/history.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
+#include "store/groups.h"
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
@@ -249,10 +252,26 @@ turn_the_unmerged(struct vf_flow *flow)
     return true;
 }
 
+/* Even though it may be whole. */
+static bool
+is_to_be_undone(const struct vf_flow *flow)
+{
+    switch (vf_group_fate(flow)) {
+    case VF_FATE_OWN:
+        return deadline_passed(flow);
+    case VF_FATE_FINISH:
+        return false;
+    case VF_FATE_UNDO:
+        return true;
+    }
+    return false;
+}
+
 static void
 decide(struct vf_flow *flow)
 {
     size_t made = vf_cuts_made(flow), absent = find_absent(flow);
+    bool undo = is_to_be_undone(flow);
 
     load_record(flow);
     flow->stopped = vf_history_left_stopped(flow);
@@ -269,7 +288,15 @@ decide(struct vf_flow *flow)
         vf_advise(flow, "look at `vmfrost status %s`; nothing was touched", flow->vm.name);
         vf_end(flow, VF_REFUSED);
         return;
-    } else if (absent == 0 && (deadline_passed(flow) || vf_history_merge_had_begun(flow))) {
+    } else if (absent > 0 && vf_group_fate(flow) == VF_FATE_UNDO) {
+        vf_note(flow, VMFROST_FAILED,
+                "not all of its group have their snapshots, so that this one has to be undone, but "
+                "a disk of it was unplugged");
+        vf_advise(flow, "plug it in again, or stop the VM, then: vmfrost recover %s",
+                  flow->vm.name);
+        vf_end(flow, VF_REFUSED);
+        return;
+    } else if (absent == 0 && (undo || vf_history_merge_had_begun(flow))) {
         if (!turn_the_unmerged(flow)) {
             vf_end(flow, VF_REFUSED);
             return;
@@ -341,6 +368,25 @@ leave_half(struct vf_flow *flow, const char *why)
     return true;
 }
 
+/* The VM was not running, and is not: nobody has written to any overlay, nor is about to. */
+static bool
+is_untouched(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (vf_overlay_has_data(&flow->cuts[i]) || vf_is_open(flow, flow->cuts[i].overlay))
+            return false;
+    return true;
+}
+
+static bool
+turn_to_bases(struct vf_flow *flow)
+{
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!vf_turn_to_base(flow, &flow->cuts[i]))
+            return false;
+    return true;
+}
+
 static void
 decide_offline(struct vf_flow *flow)
 {
@@ -370,13 +416,19 @@ decide_offline(struct vf_flow *flow)
     }
     if (vf_history_was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
         flow->action = "thawed";
-    } else if (live == 0) {
+    } else if (live == 0 && vf_group_fate(flow) != VF_FATE_FINISH) {
         back(flow, VF_IF_FILES);
     } else if (vf_history_merge_had_begun(flow)) {
         left = leave_half(flow, "the VM stopped in the middle of a merge");
     } else if (any_base_was_used(flow)) {
         left =
             leave_half(flow, "the VM was started when some disks had a snapshot, and others not");
+    } else if (vf_group_fate(flow) == VF_FATE_UNDO && is_untouched(flow)) {
+        left = turn_to_bases(flow);
+        back(flow, VF_IF_FILES);
+    } else if (vf_group_fate(flow) == VF_FATE_UNDO) {
+        left = leave_half(flow, "not all of its group have their snapshots, and the VM has stopped "
+                                "since this one was cut");
     } else {
         forward(flow);
     }
@@ -445,6 +497,7 @@ close_forward(struct vf_flow *flow)
     flow->recovered_evidence = thawed;
     if (!remember_links(flow))
         return false;
+    vf_group_recall(flow);
     /* The cut's reply came before the thaw: only then is its time in that line. */
     bool proved =
         !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
@@ -477,7 +530,9 @@ close_back(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++)
         flow->cuts[i].elsewhere = false;
     flow->error = (struct vmfrost_error){.code = VMFROST_OK};
-    vf_fail(&flow->error, VMFROST_FAILED, "vmfrost was interrupted; the snapshot was rolled back");
+    vf_fail(&flow->error, VMFROST_FAILED, "vmfrost was interrupted%s; the snapshot was rolled back",
+            vf_group_fate(flow) == VF_FATE_UNDO ? " before all of the group had their snapshots"
+                                                : "");
     bool written = vf_record_write(flow, "Failed", false);
 
     flow->error = kept;
@@ -499,7 +554,9 @@ close_up(struct vf_flow *flow)
              strcmp(flow->action, "rolled-back") == 0)
         closed = close_back(flow);
     closed = vf_links_sweep(flow) && closed;
-    vf_end(flow, closed && vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
+    closed = closed && vf_journal_close_up(flow);
+    vf_group_marks_sweep(flow->store);
+    vf_end(flow, closed ? VF_OK : VF_REFUSED);
 }
 
 #define MINUTE_MS (60 * 1000)

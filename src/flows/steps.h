@@ -146,6 +146,13 @@ bool vf_flip_all(struct vf_flow *flow);
 /* Forks the guard of this flow's names; `agent_fd` -1: no freeze. */
 bool vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error);
 
+/* group.c: several VMs at one instant. */
+void vf_step_group_prepared(struct vf_flow *flow);
+void vf_step_group_ready(struct vf_flow *flow);
+void vf_step_group_frozen(struct vf_flow *flow);
+void vf_step_group_cut(struct vf_flow *flow);
+void vf_step_group_commit(struct vf_flow *flow);
+
 /* restore.c: the disks go back to a snapshot. */
 void vf_restore_prepare(struct vf_flow *flow);
 void vf_restore_describe(struct vf_flow *flow);

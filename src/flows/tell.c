@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "flows/flow.h"
+#include "flows/group.h"
 #include "flows/steps.h"
 #include "util/json.h"
 #include "util/mem.h"
@@ -102,6 +103,8 @@ vf_tell_step(void *owner, const struct vf_step *step, enum vf_step_state state)
 {
     struct vf_flow *flow = owner;
 
+    if (state == VF_STEP_SKIPPED && (step->when & VF_IF_GROUP))
+        return; /* who is alone knows nothing of groups */
     if (!flow->window_open) {
         tell(flow, step, state, vf_now_us());
         return;
@@ -226,6 +229,8 @@ cause_text(const struct vf_flow *flow, char text[static 160])
                  (double)engine->frozen_limit_ms / 1e3, title);
         return text;
     case VF_CAUSE_CANCELLED:
+        if (vf_group_gave_up(flow)) /* and said why */
+            return NULL;
         snprintf(text, 160, "stopped by request (%s)", title);
         return text;
     }
@@ -268,36 +273,51 @@ conclude_restore(struct vf_flow *flow, struct vmfrost_error *error)
     }
 }
 
+struct vmfrost_error
+vf_cause(const struct vf_flow *flow)
+{
+    const struct vmfrost_error *first = &flow->error;
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    bool deadline = flow->engine.cause == VF_CAUSE_DEADLINE;
+    char text[160];
+
+    if (!cause_text(flow, text)) {
+        error = *first;
+    } else {
+        vf_fail(&error, deadline ? VMFROST_DEADLINE : VMFROST_FAILED, "%s%s%.700s", text,
+                vf_failed(first) ? ": " : "", first->text);
+        if (deadline)
+            vf_hint(&error, "give it more time with --deadline, or find out what makes it slow");
+        else if (flow->engine.cause == VF_CAUSE_FROZEN_LIMIT)
+            vf_hint(&error, "look at the guest's freeze hooks and at its load, or raise "
+                            "--frozen-limit");
+    }
+    if (flow->engine.cause != VF_CAUSE_NONE && !vf_failed(&error))
+        vf_fail(&error, VMFROST_FAILED, "%s failed",
+                flow->engine.table->steps[flow->engine.failed_step].title);
+    return error;
+}
+
 void
 vf_conclude(struct vf_flow *flow)
 {
     struct vmfrost_error *error = &flow->error;
-    char text[160];
 
     if (flow->concluded)
         return;
     flow->concluded = true;
-    if (cause_text(flow, text)) {
-        struct vmfrost_error first = *error;
-        bool deadline = flow->engine.cause == VF_CAUSE_DEADLINE;
-
-        *error = (struct vmfrost_error){.code = VMFROST_OK};
-        vf_fail(error, deadline ? VMFROST_DEADLINE : VMFROST_FAILED, "%s%s%.700s", text,
-                vf_failed(&first) ? ": " : "", first.text);
-        if (deadline)
-            vf_hint(error, "give it more time with --deadline, or find out what makes it slow");
-        else if (flow->engine.cause == VF_CAUSE_FROZEN_LIMIT)
-            vf_hint(error, "look at the guest's freeze hooks and at its load, or raise "
-                           "--frozen-limit");
-    }
-    if (flow->engine.cause != VF_CAUSE_NONE && !vf_failed(error))
-        vf_fail(error, VMFROST_FAILED, "%s failed",
-                flow->engine.table->steps[flow->engine.failed_step].title);
+    *error = vf_cause(flow);
     /* A thaw that could not be verified matters only where there is a snapshot that it belongs to.
      */
     if (error->code == VMFROST_UNVERIFIED && flow->snapshot_state == VMFROST_SNAPSHOT_NONE)
         error->code = VMFROST_FAILED;
-    if (vf_failed(error) && flow->record && (flow->engine.owed & UNFINISHED & ~flow->engine_pays)) {
+    if (vf_failed(error) && (flow->engine.owed & VF_OWE_FINISH & ~flow->engine_pays)) {
+        vf_prefix(error, "it is taken, but its record is not complete");
+        error->code = VMFROST_UNVERIFIED;
+        error->next[0] = '\0';
+        vf_hint(error, "put that right, then run `vmfrost recover %s`", flow->vm.name);
+    } else if (vf_failed(error) && flow->record &&
+               (flow->engine.owed & UNFINISHED & ~flow->engine_pays)) {
         /* Neither "nothing is changed" nor "everything is rolled back" would be true. */
         vf_prefix(error, "not everything could be rolled back");
         error->code = VMFROST_UNVERIFIED;

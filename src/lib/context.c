@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "flows/group.h"
 #include "flows/prune.h"
 #include "flows/steps.h"
 #include "flows/tables.h"
@@ -225,22 +226,53 @@ take_name(struct vf_flow *flow, const char *name)
     flow->options.name = NULL;
 }
 
-struct vmfrost_op *
-vmfrost_snapshot(struct vmfrost *context, const char *vm,
-                 const struct vmfrost_snapshot_options *options, vmfrost_event_fn *event,
-                 vmfrost_done_fn *done, void *data)
+static struct vf_flow *
+make_snapshot(struct vmfrost *context, const char *vm,
+              const struct vmfrost_snapshot_options *options, const char *name,
+              vmfrost_event_fn *event, vmfrost_done_fn *done, void *data)
 {
     struct vf_flow *flow = make(context, &vf_snapshot_table, vm, event, done, data);
     int64_t deadline_ms;
 
     flow->changes = true;
     take_options(flow, options);
-    take_name(flow, flow->options.name);
+    take_name(flow, name ? name : flow->options.name);
     deadline_ms = flow->options.deadline_ms ? flow->options.deadline_ms
                   : flow->vm.deadline_ms    ? flow->vm.deadline_ms
                                             : DEADLINE_MS;
     flow->engine.deadline_us = flow->accepted_us + 1000 * deadline_ms;
-    return go(flow);
+    return flow;
+}
+
+struct vmfrost_op *
+vmfrost_snapshot(struct vmfrost *context, const char *vm,
+                 const struct vmfrost_snapshot_options *options, vmfrost_event_fn *event,
+                 vmfrost_done_fn *done, void *data)
+{
+    return go(make_snapshot(context, vm, options, NULL, event, done, data));
+}
+
+void
+vmfrost_snapshot_group(struct vmfrost *context, const char *const *vms, size_t count,
+                       const struct vmfrost_snapshot_options *options, vmfrost_event_fn *event,
+                       vmfrost_done_fn *done, void *const *data, struct vmfrost_op **ops_r)
+{
+    struct vf_flow **flows = vf_alloc((count + 1) * sizeof *flows);
+
+    for (size_t i = 0; i < count; i++) {
+        /* One name for all, even if a second ends meanwhile. */
+        const char *name = i ? flows[0]->snapshot_name : NULL;
+
+        flows[i] =
+            make_snapshot(context, vms[i], options, name, event, done, data ? data[i] : NULL);
+        if (ops_r)
+            ops_r[i] = handle(flows[i]);
+    }
+    if (count == 1)
+        go(flows[0]);
+    else if (count > 1)
+        vf_group_start(flows, count);
+    free(flows);
 }
 
 struct vmfrost_op *

@@ -33,7 +33,8 @@ def at_and_in(steps):
     return [point for step in steps for point in (step, step + "+")]
 
 
-SNAPSHOT = rows("snapshot.c")
+# Those of groups are in tests/qemu/group.t.
+SNAPSHOT = [step for step in rows("snapshot.c") if not step.startswith("group-")]
 BACK = [step for step in SNAPSHOT if step.startswith("undo-")]
 OTHER = ["melt", "thaw-late"]
 FORWARD = [step for step in SNAPSHOT if step not in BACK + OTHER]

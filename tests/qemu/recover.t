@@ -24,7 +24,8 @@ FLOWS = lab.PROJECT / "src" / "flows"
 def points(table):
     """All places of an operation where the process can be told to kill itself: before and after the
     start of each step of its table, and those inside of steps."""
-    steps = re.findall(r'\.name = "([^"]+)"', (FLOWS / f"{table}.c").read_text())
+    steps = [step for step in re.findall(r'\.name = "([^"]+)"', (FLOWS / f"{table}.c").read_text())
+             if not step.startswith("group-")]  # those are in group.t
     inside = [point for source in sorted(FLOWS.glob("*.c"))
               for point in re.findall(r'vf_test_point\(flow, "([^"]+)"\)', source.read_text())]
     found = []
