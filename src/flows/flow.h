@@ -340,6 +340,9 @@ void vf_progress(struct vf_flow *flow, double percent);
 void vf_window_opens(struct vf_flow *flow);
 void vf_window_closes(struct vf_flow *flow);
 
+/* Tells what has waited for it. */
+void vf_tell_queued(struct vf_flow *flow);
+
 /* The error as vf_conclude() will put it together, as far as it is known now. */
 struct vmfrost_error vf_cause(const struct vf_flow *flow);
 

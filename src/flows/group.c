@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * See group.h for the rules. A member calls in when it comes to a meeting; whoever may go on by
- * that goes on at once, so that all freezes, and all cuts, are sent one right behind the other.
+ * See group.h for the rules. A member calls in when it comes to a meeting; when the last one has
+ * come, all go on in one turn of the loop, so that all freezes, all cuts and all thaws are sent one
+ * right behind the other, with nothing in between.
  */
 #include "flows/group.h"
 
@@ -26,7 +27,7 @@ struct vf_member {
     struct vf_flow *flow; /* NULL: it has ended */
     enum meeting reached;
     bool waiting;
-    bool frozen;   /* known from MEET_FROZEN on */
+    bool frozen;   /* as it was before the cut */
     bool gives_up; /* because of another one */
 };
 
@@ -36,7 +37,9 @@ struct vf_group {
     struct json_object *names; /* of the VMs, as they were given */
     struct json_object *known; /* the record's "group", once it is committed */
     bool failed, committed;
-    size_t left; /* members that have not ended */
+    bool quiet;    /* some may be frozen: nobody is told anything */
+    ev_timer turn; /* never started: fed when somebody may go on */
+    size_t left;   /* members that have not ended */
     size_t count;
     struct vf_member members[];
 };
@@ -53,15 +56,6 @@ all_reached(const struct vf_group *group, enum meeting meeting)
 }
 
 static bool
-unfrozen_are_cut(const struct vf_group *group)
-{
-    for (size_t i = 0; i < group->count; i++)
-        if (!group->members[i].frozen && group->members[i].reached < MEET_CUT)
-            return false;
-    return true;
-}
-
-static bool
 may_go_on(const struct vf_member *member)
 {
     switch (member->reached) {
@@ -70,35 +64,64 @@ may_go_on(const struct vf_member *member)
     case MEET_PREPARED:
     case MEET_READY:
     case MEET_FROZEN:
-        return all_reached(member->group, member->reached);
     case MEET_CUT:
-        return !member->frozen || unfrozen_are_cut(member->group);
+        return all_reached(member->group, member->reached);
     case MEET_COMMIT:
         return member->group->committed;
     }
     return false;
 }
 
-/* Whoever goes on may come to the next meeting, or fail, before this returns. */
-static void
-go_on(struct vf_group *group)
+/* In which order those that may go on do: a thaw waits for nothing, and turning the names of a VM
+ * that is stopped takes its time from the cuts of those that run. */
+static int
+rank(const struct vf_member *member)
 {
-    for (size_t i = 0; i < group->count; i++) {
-        struct vf_member *member = &group->members[i];
+    unsigned conditions = member->flow->engine.conditions;
 
-        if (!member->waiting || !may_go_on(member))
-            continue;
-        member->waiting = false;
-        vf_end(member->flow, VF_OK);
-    }
+    return conditions & VF_IF_AGENT ? 0 : conditions & VF_IF_STOPPED ? 2 : 1;
+}
+
+static void
+tell_all(struct vf_group *group)
+{
+    group->quiet = false;
+    for (size_t i = 0; i < group->count; i++)
+        if (group->members[i].flow)
+            vf_tell_queued(group->members[i].flow);
+}
+
+/* From the loop, so that no step runs. */
+static void
+go_on(struct ev_loop *loop, ev_timer *watcher, int revents)
+{
+    struct vf_group *group = watcher->data;
+    bool thaws = group->quiet && all_reached(group, MEET_CUT);
+
+    (void)loop;
+    (void)revents;
+    for (int now = 0; now <= 2; now++)
+        for (size_t i = 0; i < group->count; i++) {
+            struct vf_member *member = &group->members[i];
+
+            if (!member->waiting || rank(member) != now || !may_go_on(member))
+                continue;
+            member->waiting = false;
+            vf_end(member->flow, VF_OK);
+        }
+    if (thaws)
+        tell_all(group);
 }
 
 static void
 meet(struct vf_flow *flow, enum meeting meeting)
 {
-    flow->member->reached = meeting;
-    flow->member->waiting = true;
-    go_on(flow->member->group);
+    struct vf_member *member = flow->member;
+
+    member->reached = meeting;
+    member->waiting = true;
+    if (may_go_on(member))
+        ev_feed_event(flow->loop, &member->group->turn, EV_CUSTOM);
 }
 
 void
@@ -128,8 +151,10 @@ void
 vf_step_group_ready(struct vf_flow *flow)
 {
     flow->member->reached = MEET_READY;
-    if (all_reached(flow->member->group, MEET_READY))
+    if (all_reached(flow->member->group, MEET_READY)) {
         share_limit(flow->member->group);
+        flow->member->group->quiet = true;
+    }
     meet(flow, MEET_READY);
 }
 
@@ -276,6 +301,13 @@ vf_group_failed(struct vf_flow *flow)
     for (size_t i = 0; i < group->count; i++)
         if (group->members[i].flow && group->members[i].flow != flow)
             give_up(&group->members[i], flow->vm.name ? flow->vm.name : flow->vm_name, &error);
+    tell_all(group);
+}
+
+bool
+vf_group_is_quiet(const struct vf_flow *flow)
+{
+    return flow->member && flow->member->group->quiet;
 }
 
 bool
@@ -297,6 +329,7 @@ vf_group_leave(struct vf_flow *flow)
     flow->member = NULL;
     if (--group->left)
         return;
+    ev_clear_pending(flow->loop, &group->turn);
     if (group->committed)
         vf_group_marks_sweep(group->store);
     json_object_put(group->names);
@@ -334,6 +367,8 @@ vf_group_start(struct vf_flow **flows, size_t count)
     group->store = flows[0]->store;
     group->names = json_object_new_array();
     group->count = group->left = count;
+    ev_timer_init(&group->turn, go_on, 0, 0);
+    group->turn.data = group;
     for (size_t i = 0; i < count; i++) {
         const char *name = flows[i]->vm.name ? flows[i]->vm.name : flows[i]->vm_name;
 

@@ -8,14 +8,14 @@
  *  - prepared: nobody flushes before all have their overlays, so that what was flushed is fresh;
  *  - ready: nobody freezes before all can;
  *  - frozen: nobody is cut before all are frozen that will be;
- *  - cut: nobody thaws before all that are not frozen (no agent, by request) are cut. One that is
- *    frozen may thaw as soon as it is cut itself: whoever is not cut yet is frozen, too;
+ *  - cut: nobody thaws before all are cut;
  *  - commit: no snapshot is one before all are cut and verified. Then a mark is made durable, from
  *    which on there is no way back for any of them.
  *
- * So a write that was made after somebody's cut, or that was caused by one, is in no image. With
- * more than one member that runs and is not frozen, this does not hold among those: the records say
- * so ("oneInstant").
+ * So a write that was made after somebody's cut, or that was caused by one, is in no image, even if
+ * one of the members that run is not frozen (no agent, by request): it is cut while the others
+ * stand still. With more than one of those this does not hold among them: the records say so
+ * ("oneInstant").
  *
  * Guarantees: if one fails, is cancelled, or runs out of time before the mark, all unwind, each
  * with its thaw first, and each record names the one that failed and why. If vmfrost dies, recovery
@@ -38,6 +38,8 @@ void vf_group_failed(struct vf_flow *flow);
 void vf_group_abandon(struct vf_flow *flow);
 /* It ends. */
 void vf_group_leave(struct vf_flow *flow);
+/* Some of the group may be frozen now: what there is to tell waits. */
+bool vf_group_is_quiet(const struct vf_flow *flow);
 /* It was ended because another member failed. */
 bool vf_group_gave_up(const struct vf_flow *flow);
 

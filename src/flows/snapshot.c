@@ -189,7 +189,7 @@ static const struct vf_step steps[STEP_COUNT] = {
               .budget_ms = MINUTE_MS,
               .next = GROUP_CUT},
     [GROUP_CUT] = {.name = "group-cut",
-                   .title = "Waiting for those that cannot be frozen",
+                   .title = "Waiting until all are cut",
                    .start = vf_step_group_cut,
                    .budget_ms = HOUR_MS,
                    .next = THAW,

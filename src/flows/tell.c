@@ -93,6 +93,14 @@ void
 vf_window_closes(struct vf_flow *flow)
 {
     flow->window_open = false;
+    vf_tell_queued(flow);
+}
+
+void
+vf_tell_queued(struct vf_flow *flow)
+{
+    if (flow->window_open || vf_group_is_quiet(flow))
+        return;
     for (size_t i = 0; i < flow->queued_count; i++)
         tell(flow, flow->queued[i].step, flow->queued[i].state, flow->queued[i].at_us);
     flow->queued_count = 0;
@@ -105,7 +113,7 @@ vf_tell_step(void *owner, const struct vf_step *step, enum vf_step_state state)
 
     if (state == VF_STEP_SKIPPED && (step->when & VF_IF_GROUP))
         return; /* who is alone knows nothing of groups */
-    if (!flow->window_open) {
+    if (!flow->window_open && !vf_group_is_quiet(flow)) {
         tell(flow, step, state, vf_now_us());
         return;
     }

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from datetime import datetime
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (ROOT, LabError, Qemu, Tap, blockdev, drive, lab, process_state, wait_until)
@@ -23,7 +24,7 @@ ALL = [*RUNNING, "cache"]
 SOURCE = (lab.PROJECT / "src" / "flows" / "snapshot.c").read_text()
 STEPS = re.findall(r'\.name = "([^"]+)"', SOURCE)
 # Without a guest nobody is asked, flushed, frozen or thawed.
-NEVER = {"agent", "flush", "freeze", "melt", "thaw", "thaw-late", "undo-freeze"}
+NEVER = {"agent", "mounts", "flush", "freeze", "melt", "thaw", "thaw-late", "undo-freeze"}
 BACK = ["undo-doubt", "undo-cut", "undo-files", "undo-record"]
 FORWARD = [step for step in STEPS if step not in NEVER and step not in BACK]
 COMMIT = FORWARD.index("group-commit")
@@ -38,6 +39,13 @@ class Out:
         self.err = done.err
         self.steps = [line for line in lines if line["event"] == "step"]
         self.results = {line["vm"]: line for line in lines if line["event"] == "result"}
+
+    def begun(self, step, vm):
+        """When the VM came to a step: seconds."""
+        start = datetime.fromisoformat(self.results[vm]["document"]["startTime"])
+        return start.timestamp() + next(
+            line["elapsedMs"] / 1000 for line in self.steps
+            if (line["vm"], line["step"], line["state"]) == (vm, step, "started"))
 
     def error(self, vm):
         return (self.results[vm].get("error") or {}).get("message", "")
@@ -153,12 +161,11 @@ def test_success(t, hosts):
     t.ok(0 < groups[0]["spreadUs"] < 60e6, f"... and the spread: {groups[0]['spreadUs']} us")
     t.ok(groups[0]["spreadUs"] >= max(1000 * each["cutMs"] for each in cuts) - 1,
          "... which is not shorter than a cut")
-    order = [(line["step"], line["state"], line["vm"]) for line in out.steps]
-    for step, before in (("cut", "group-frozen"), ("record", "group-commit")):
-        first = min(i for i, (name, state, _) in enumerate(order)
-                    if (name, state) == (step, "started"))
-        came = {vm for name, state, vm in order[:first] if (name, state) == (before, "started")}
-        t.is_(came, set(ALL), f"nobody comes to {step} before all have come to {before}")
+    for step, before in (("cut", "group-frozen"), ("verify", "group-cut"),
+                         ("record", "group-commit")):
+        came = max(out.begun(before, vm) for vm in ALL)
+        went = min(out.begun(step, vm) for vm in ALL)
+        t.ok(came < went + 0.001, f"nobody comes to {step} before all have come to {before}")
     settled(t, hosts, "a group of three", ALL)
 
     out = hosts.group(vms=["web", "cache"])
