@@ -212,7 +212,7 @@ demo:
 bench:
 	$(Q)tools/bootstrap build test
 	$(Q)$(MAKE) --no-print-directory all
-	$(Q)tools/bench $(BENCH)
+	$(Q)tools/bench $(if $(PEERS),--peers $(PEERS)) $(BENCH)
 
 # Layout and static checks.
 
@@ -272,7 +272,7 @@ help:
 	@echo 'make check-unit     ... only these; also: check-build check-cli check-qemu check-guest'
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
 	@echo 'make check-valgrind the unit tests under valgrind'
-	@echo 'make bench          measure; BENCH=--help for what'
+	@echo 'make bench          measure; PEERS=libvirt beside libvirt; BENCH=--help for more'
 	@echo 'make lint | fmt     check or put right the layout; static checks'
 	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'
 	@echo 'make clean          remove build/'
