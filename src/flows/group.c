@@ -375,6 +375,7 @@ vf_group_start(struct vf_flow **flows, size_t count)
         group->members[i] = (struct vf_member){.group = group, .flow = flows[i]};
         flows[i]->member = &group->members[i];
         flows[i]->engine.conditions |= VF_IF_GROUP;
+        flows[i]->wall_offset_us = flows[0]->wall_offset_us; /* their times can be compared */
         json_object_array_add(group->names, json_object_new_string(name));
         sorted[i] = flows[i];
     }
