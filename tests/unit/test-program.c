@@ -126,7 +126,7 @@ test_surroundings(void)
     signal(SIGPIPE, SIG_IGN);
     struct vf_program *program =
         start("echo $LC_ALL-$LANGUAGE; grep -E 'SigBlk|SigIgn' /proc/$$/status | grep -c 0000000$; "
-              "cat; test $(ps -o sid= -p $$) = $$ && echo session",
+              "cat; test $(cut -d ' ' -f 6 /proc/$$/stat) = $$ && echo session",
               &heard);
 
     sigprocmask(SIG_SETMASK, &before, NULL);
