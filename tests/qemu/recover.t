@@ -333,7 +333,7 @@ VARIANTS = {
     "qemu, early": "QEMU dies at the same time",
     "again": "QEMU dies and is started again",
 }
-NEVER = {"undo-freeze", "thaw-late", "melt", "flush", "freeze", "thaw",
+NEVER = {"undo-freeze", "thaw-late", "melt", "flush", "mounts", "freeze", "thaw",
          "undo-doubt"}  # no agent, no doubt
 
 

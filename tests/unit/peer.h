@@ -20,7 +20,7 @@
 
 #include "../tap.h"
 
-#define PATIENCE_MS 3000
+#define PATIENCE_MS 20000
 
 static struct ev_loop *loop;
 static char folder[64];

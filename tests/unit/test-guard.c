@@ -28,6 +28,7 @@
 #include "engine/guard.h"
 
 #define DISKS 2
+#define PATIENCE_MS 20000 /* for what comes for certain, on whatever machine */
 
 static char folder[] = "/tmp/test-guard-XXXXXX";
 static pid_t started[128];
@@ -422,9 +423,9 @@ thaw_and_end(struct lab *lab, const char *what)
 {
     unsigned long long id = 0;
 
-    ok(take_attempt(lab, 1000, &id), "%s: sync, thaw and status are sent", what);
+    ok(take_attempt(lab, PATIENCE_MS, &id), "%s: sync, thaw and status are sent", what);
     say_thawed(lab, id, 2);
-    ok(ended(lab->guard, 1000), "%s: the guard ends once it is confirmed", what);
+    ok(ended(lab->guard, PATIENCE_MS), "%s: the guard ends once it is confirmed", what);
     has_str(journal_of(lab), "{\"state\":\"guard-thawed\",\"thawedFilesystems\":2,\"time\":",
             "... and the journal says so");
     close_lab(lab);
@@ -531,7 +532,7 @@ test_killed_caller(void)
     kill(lab.guard, SIGUSR1);
     kill(lab.guard, SIGQUIT);
     kill(-lab.caller.pid, SIGINT); /* the caller dies of this one */
-    ok(take_attempt(&lab, 1000, &id), "killed caller: sync, thaw and status are sent");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "killed caller: sync, thaw and status are sent");
     ok(id >= 1ULL << 53 && id < 1ULL << 62, "... with an id that nobody guesses");
     waitpid(lab.caller.pid, NULL, 0);
     close(lab.caller.control);
@@ -539,7 +540,7 @@ test_killed_caller(void)
     char byte;
     struct pollfd fds[] = {{.fd = output[0], .events = POLLIN}};
 
-    ok(poll(fds, 1, 1000) == 1 && read(output[0], &byte, 1) == 0,
+    ok(poll(fds, 1, PATIENCE_MS) == 1 && read(output[0], &byte, 1) == 0,
        "who reads the caller's output sees its end while the guard is at work");
     close(output[0]);
     int lock = open(path_of("lock"), O_RDWR | O_CLOEXEC);
@@ -550,7 +551,7 @@ test_killed_caller(void)
     ok(!ended(lab.guard, 20), "no signal ends the guard");
 
     say_thawed(&lab, id, 2);
-    ok(ended(lab.guard, 1000), "it ends once the thaw is confirmed");
+    ok(ended(lab.guard, PATIENCE_MS), "it ends once the thaw is confirmed");
     const char *journal = journal_of(&lab);
     double at = 0;
     int pid = 0;
@@ -606,14 +607,14 @@ test_nothing_owed(void)
     tell(&lab, 't', 10000);
     tell(&lab, 'd', 0);
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000), "a guard that owes nothing ends with its caller");
+    ok(ended(lab.guard, PATIENCE_MS), "a guard that owes nothing ends with its caller");
     ok(is_quiet(&lab, 0), "... and has sent nothing");
     is_str(journal_of(&lab), "", "... nor written");
     close_lab(&lab);
 
     open_lab(&lab, plain);
     tell(&lab, 'l', 0);
-    ok(ended(lab.guard, 1000), "one that is left ends, too");
+    ok(ended(lab.guard, PATIENCE_MS), "one that is left ends, too");
     end_child(lab.caller);
     close_lab(&lab);
 }
@@ -628,26 +629,27 @@ test_stopped_caller(void)
     tell(&lab, 'f', 150);
     kill(lab.caller.pid, SIGSTOP);
     ok(is_quiet(&lab, 100), "a stopped caller: before the limit nothing is sent");
-    ok(take_attempt(&lab, 1000, &id), "... after it, the thaw is");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "... after it, the thaw is");
     say_thawed(&lab, id, 2);
     ok(!ended(lab.guard, 100), "... and the guard goes on watching");
     has_str(journal_of(&lab), "\"guard-thawed\",\"thawedFilesystems\":2", "... has written");
-    ok(take_attempt(&lab, 1000, &id), "... and thaws again later, should the freeze come late");
+    ok(take_attempt(&lab, PATIENCE_MS, &id),
+       "... and thaws again later, should the freeze come late");
     kill(lab.caller.pid, SIGCONT);
     tell(&lab, 'd', 0);
     /* Whatever the agent says now is no longer the guard's to read. */
     say_thawed(&lab, id, 0);
     ok(is_quiet(&lab, 100), "a caller that goes on and has thawed calls it off");
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000), "... and the guard ends with it");
+    ok(ended(lab.guard, PATIENCE_MS), "... and the guard ends with it");
     close_lab(&lab);
 
     open_lab(&lab, plain);
     tell(&lab, 'f', 100);
-    ok(take_attempt(&lab, 1000, &id), "a caller that hangs: the thaw is sent");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a caller that hangs: the thaw is sent");
     tell(&lab, 't', 200);
     ok(is_quiet(&lab, 100), "the caller's own thaw starts the clock anew");
-    ok(take_attempt(&lab, 1000, &id), "... which runs out again");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "... which runs out again");
     end_child(lab.caller);
     thaw_and_end(&lab, "a caller that died in the midst of it");
 }
@@ -664,7 +666,7 @@ test_stubborn_agent(void)
     /* What another client left unread. */
     say(&lab, "{\"return\": 3}\n\xff{\"return\": 17}\n{\"return\": 1}\n{\"return\": \"thawed\"}\n");
     end_child(lab.caller);
-    ok(take_attempt(&lab, 1000, &id), "a stubborn agent: the thaw is sent");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a stubborn agent: the thaw is sent");
     say(&lab, "{\"return\": %llu}\n{\"return\": 9}\n{\"return\": \"thawed\"}\n", id);
     say(&lab, "\xff{\"return\": %llu}\n{\"return\": 9}\n{\"return\": \"thawed\"}\n", id + 1);
     say(&lab, "\xff{\"return\": %llu%llu}\n{\"return\": 9}\n{\"return\": \"thawed\"}\n", id, id);
@@ -680,7 +682,7 @@ test_stubborn_agent(void)
     if (send(lab.agent, long_line, 5000, 0) < 0)
         abort();
     say(&lab, "\"}}\n{\"return\": \"frozen\"}\n");
-    ok(take_attempt(&lab, 1500, &second), "an agent that says \"frozen\" is told again");
+    ok(take_attempt(&lab, PATIENCE_MS, &second), "an agent that says \"frozen\" is told again");
     is_int((long long)(second - id), 1, "... with the next id");
 
     char reply[256];
@@ -693,7 +695,7 @@ test_stubborn_agent(void)
         say(&lab, "%c", *at);
         snooze(1);
     }
-    ok(ended(lab.guard, 1000), "a reply in single bytes is understood");
+    ok(ended(lab.guard, PATIENCE_MS), "a reply in single bytes is understood");
     has_str(journal_of(&lab), "{\"state\":\"guard-thawed\",\"time\":",
             "a thaw that is told as an error has no count");
     close_lab(&lab);
@@ -728,7 +730,7 @@ test_flooding_agent(void)
     open_lab(&lab, plain);
     tell(&lab, 'f', 10000);
     end_child(lab.caller);
-    ok(take_attempt(&lab, 1000, &id), "a flooding agent: the thaw is sent");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a flooding agent: the thaw is sent");
     memset(flood, '\n', sizeof flood);
     for (int half = 0; half < 2; half++) {
         for (double until = now() + 0.25; now() < until;) {
@@ -752,7 +754,7 @@ test_flooding_agent(void)
     ok(sent < 8 << 20, "a flood is read slowly, so that it costs the guard little time");
     fcntl(lab.agent, F_SETFL, 0);
     say_thawed(&lab, id, 2);
-    ok(ended(lab.guard, 2000), "... and it hears the reply behind it");
+    ok(ended(lab.guard, PATIENCE_MS), "... and it hears the reply behind it");
     close_lab(&lab);
 }
 
@@ -765,9 +767,9 @@ test_lost_agent(void)
     open_lab(&lab, plain);
     tell(&lab, 'f', 10000);
     end_child(lab.caller);
-    ok(take_attempt(&lab, 1000, &id), "a lost agent: the thaw is sent");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a lost agent: the thaw is sent");
     close_lab(&lab);
-    ok(ended(lab.guard, 1000), "when QEMU is gone, so is the guard");
+    ok(ended(lab.guard, PATIENCE_MS), "when QEMU is gone, so is the guard");
     is_str(journal_of(&lab), "", "... with nothing confirmed");
 
     open_lab(&lab, plain);
@@ -776,14 +778,14 @@ test_lost_agent(void)
     end_child(lab.caller);
     ok(!ended(lab.guard, 30), "a holding guard waits");
     close_lab(&lab);
-    ok(ended(lab.guard, 1000), "... but not for a QEMU that is gone");
+    ok(ended(lab.guard, PATIENCE_MS), "... but not for a QEMU that is gone");
 
     open_lab(&lab, plain);
     tell(&lab, 'f', 50);
     close_lab(&lab);
     ok(!ended(lab.guard, 100), "it outlives its agent while its caller lives");
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000), "... and not longer");
+    ok(ended(lab.guard, PATIENCE_MS), "... and not longer");
 }
 
 static void
@@ -844,7 +846,8 @@ test_dismiss(void)
 
     open_lab(&lab, plain);
     tell(&lab, 'l', 0);
-    ok(vf_guard_dismiss(lab.guard, lab.guard_started, 2000), "one that owes nothing ends itself");
+    ok(vf_guard_dismiss(lab.guard, lab.guard_started, PATIENCE_MS),
+       "one that owes nothing ends itself");
     ok(ended(lab.guard, 0), "... well");
     end_child(lab.caller);
     close_lab(&lab);
@@ -1046,10 +1049,10 @@ test_cut_after_death(void)
     ok(is_quiet(&lab, 50) && is_untouched(0) && is_untouched(1),
        "as long as only some disks are cut, no name is flipped");
     command(qemu, 'c', 1);
-    ok(take_attempt(&lab, 1000, &id) && is_flipped(0) && is_flipped(1),
+    ok(take_attempt(&lab, PATIENCE_MS, &id) && is_flipped(0) && is_flipped(1),
        "when all are, all are flipped, before the thaw is sent");
     say_thawed(&lab, id, 2);
-    ok(ended(lab.guard, 1000), "... and the guard ends");
+    ok(ended(lab.guard, PATIENCE_MS), "... and the guard ends");
     has_str(journal_of(&lab), "\"state\":\"guard-thawed\"", "the journal has the thaw");
     has_str(journal_of(&lab),
             "{\"state\":\"guard-flipped\",\"flippedNames\":2,\"time\":", "... and the names");
@@ -1066,13 +1069,13 @@ test_late_cut(void)
     double since = now();
 
     end_child(lab.caller);
-    ok(take_attempt(&lab, 1000, &id), "a cut that does not come: the guest is thawed");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a cut that does not come: the guest is thawed");
     ok(now() - since > 0.25 && now() - since < 0.6 * patience, "... after a moment");
     ok(is_untouched(0) && is_untouched(1), "... and no name is flipped");
     command(qemu, 'c', 0);
     command(qemu, 'c', 1);
     say_thawed(&lab, id, 2);
-    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
        "a cut that came with the thaw: the names are flipped behind it");
     end_child(qemu);
     close_lab(&lab);
@@ -1136,7 +1139,7 @@ test_names_by_caller(void)
     if (rename(disks[0].next, disks[0].top) < 0)
         abort();
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
        "without a freeze, what the caller had not flipped is flipped");
     has_str(journal_of(&lab), "{\"state\":\"guard-flipped\",\"flippedNames\":2,", "... and told");
     ok(!strstr(journal_of(&lab), "guard-thawed"), "... and no thaw is");
@@ -1162,7 +1165,7 @@ test_names_at_once(void)
     if (rename(disks[1].next, disks[1].top) < 0)
         abort();
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
        "names that are owed at once are turned though nothing is cut");
     ok(now() - since < 0.25 * patience, "... without waiting for that");
     has_str(journal_of(&lab), "{\"state\":\"guard-flipped\",\"flippedNames\":2,", "... and told");
@@ -1173,14 +1176,14 @@ test_names_at_once(void)
     tell(&lab, 'a', 0);
     end_child(qemu);
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1), "... though QEMU is gone");
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1), "... though QEMU is gone");
     close_lab(&lab);
 
     qemu = open_names_lab(&lab, false);
     tell(&lab, 'a', 0);
     tell(&lab, 'n', 0);
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000) && is_untouched(0) && is_untouched(1),
+    ok(ended(lab.guard, PATIENCE_MS) && is_untouched(0) && is_untouched(1),
        "... and not when the caller has turned them back");
     end_child(qemu);
     close_lab(&lab);
@@ -1199,10 +1202,10 @@ test_locks(void)
     ok(is_quiet(&lab, 50) && is_untouched(0) && is_untouched(1),
        "as long as a base has the lock of a writer, no name is flipped");
     command(qemu, 'u', 1);
-    ok(take_attempt(&lab, 1000, &id) && is_flipped(0) && is_flipped(1),
+    ok(take_attempt(&lab, PATIENCE_MS, &id) && is_flipped(0) && is_flipped(1),
        "when none has, all are flipped, before the thaw is sent");
     say_thawed(&lab, id, 2);
-    ok(ended(lab.guard, 1000), "... and the guard ends");
+    ok(ended(lab.guard, PATIENCE_MS), "... and the guard ends");
     has_str(journal_of(&lab), "\"flippedNames\":2,", "... having told of two names");
     end_child(qemu);
     close_lab(&lab);
@@ -1211,7 +1214,7 @@ test_locks(void)
     command(qemu, 'u', 0);
     command(qemu, 'c', 1);
     end_child(lab.caller);
-    ok(ended(lab.guard, 1000) && is_flipped(0) && is_flipped(1),
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
        "one disk of each kind, without a freeze: both are flipped");
     end_child(qemu);
     close_lab(&lab);
@@ -1236,7 +1239,7 @@ test_locks(void)
             for (int disk = 0; disk < DISKS; disk++)
                 obeyed &= command(qemu, *order, disk).what == *order;
         end_child(lab.caller);
-        ok(obeyed && ended(lab.guard, 2000) && is_untouched(0) && is_untouched(1),
+        ok(obeyed && ended(lab.guard, PATIENCE_MS) && is_untouched(0) && is_untouched(1),
            "%s: no cut is seen", uncut[i].what);
         is_str(journal_of(&lab), "", "... and nothing told");
         end_child(qemu);
@@ -1251,8 +1254,8 @@ test_silent_agent(struct lab *lab, double since)
 {
     unsigned long long first = 0, second = 0;
 
-    ok(take_attempt(lab, 1000, &first), "a silent agent: the thaw is sent");
-    ok(take_attempt(lab, 3000, &second), "... and again");
+    ok(take_attempt(lab, PATIENCE_MS, &first), "a silent agent: the thaw is sent");
+    ok(take_attempt(lab, PATIENCE_MS, &second), "... and again");
     ok(now() - since >= 2, "... after two seconds");
     is_int((long long)(second - first), 1, "... with the next id");
     say_thawed(lab, first, 2);
@@ -1260,7 +1263,7 @@ test_silent_agent(struct lab *lab, double since)
     has_str(journal_of(lab), "\"guard-thawed\",\"thawedFilesystems\":2",
             "... which the journal does not wait for");
     say_thawed(lab, second, 0);
-    ok(ended(lab->guard, 1000), "... then the guard ends");
+    ok(ended(lab->guard, PATIENCE_MS), "... then the guard ends");
     close_lab(lab);
 }
 

@@ -133,6 +133,7 @@ test_qmp(pid_t qemu)
 
     vf_qmp_close(first);
     other.count = 0;
+    vf_qmp_set_greeting_ms(second, 20000);
     vf_qmp_open(second, pretty_path, on_reply, &other);
     UNTIL(other.count);
     ok(other.outcome == VF_OK, "a monitor that prints prettily: %s", other.words);
