@@ -35,6 +35,8 @@ def at_and_in(steps):
 
 # Those of groups are in tests/qemu/group.t.
 SNAPSHOT = [step for step in rows("snapshot.c") if not step.startswith("group-")]
+# What it takes to come to a step that is not in every snapshot.
+NEEDS = {"mounts": ["--freeze", "all,-/mnt/nothing"]}
 BACK = [step for step in SNAPSHOT if step.startswith("undo-")]
 OTHER = ["melt", "thaw-late"]
 FORWARD = [step for step in SNAPSHOT if step not in BACK + OTHER]
@@ -162,7 +164,8 @@ def main():
             took = []
             tap.diag("on the way forward")
             for point in at_and_in(FORWARD) + points("overlays.", "record."):
-                took.append(in_a_snapshot(site, patience, point))
+                took.append(in_a_snapshot(site, patience, point,
+                                          *NEEDS.get(point.rstrip("+"), ())))
             tap.diag("on other ways on")
             site.vm.set_fault("freeze", "fail")
             for point in at_and_in(["melt"]):
