@@ -181,11 +181,13 @@ struct vmfrost_snapshot_options {
                            the snapshot; all, if the guest does not tell for certain), "all", or
                            mount points with commas between them; see --freeze in vmfrost(1). NULL:
                            the VM's setting, else cut */
+    bool no_prime; /* the cut is sent to QEMU in the window as a whole, not all but its last byte
+                      before; the VM's setting says so, too */
 };
 #define VMFROST_SNAPSHOT_OPTIONS_INIT                                                              \
     {                                                                                              \
         sizeof(struct vmfrost_snapshot_options), NULL, 0, 0, 0, VMFROST_QUIESCE_DEFAULT,           \
-            VMFROST_METHOD_DEFAULT, NULL, 0, NULL, 0, NULL, NULL                                   \
+            VMFROST_METHOD_DEFAULT, NULL, 0, NULL, 0, NULL, NULL, false                            \
     }
 
 /* Takes a snapshot. The document is its record (docs/record.md), also when it failed after it

@@ -40,6 +40,7 @@ enum cli_option {
     OPTION_METHOD,
     OPTION_FLUSH,
     OPTION_FREEZE,
+    OPTION_NO_PRIME,
     OPTION_FOR,
     OPTION_WAIT,
     OPTION_ALL,

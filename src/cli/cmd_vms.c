@@ -184,9 +184,10 @@ const struct command command_add = {
         "known already, only what is given is changed.\n"
         "\n"
         "Settings: deadline, frozen-limit (durations), quiesce, method, freeze (as for snapshot),\n"
-        "emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a path), disks (a JSON\n"
-        "list, for a VM that was never seen running), warn-depth (a number), warn-age (a\n"
-        "duration), keep-last, keep-hourly, keep-daily, keep-weekly (numbers), max-age (a\n"
+        "prime (on, off), emergency-thaw (off, sysrq), os (linux, windows), overlay-folder (a\n"
+        "path), disks (a JSON list, for a VM that was never seen running), warn-depth (a number),\n"
+        "warn-age (a duration), keep-last, keep-hourly, keep-daily, keep-weekly (numbers), max-age "
+        "(a\n"
         "duration; for prune). KEY= with nothing behind it takes a setting\n"
         "back.\n",
     .examples = "  vmfrost add web --qmp /run/web.qmp\n"

@@ -488,6 +488,8 @@ const struct command command_with = {
             {OPTION_FREEZE, "the guest's file systems to freeze: cut (those on disks that are not "
                             "left out), all, or mount points; -/MOUNT leaves one out (default: the "
                             "VM's setting, else cut)"},
+            {OPTION_NO_PRIME, "send the cut to QEMU when the guest is frozen, not all but its last "
+                              "byte before (default: the VM's setting prime)"},
             {0, NULL},
         },
     .takes_command = true,

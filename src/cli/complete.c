@@ -74,9 +74,10 @@ offer_values(struct cli *cli, enum cli_option option, const char *before, const 
     if (strcmp(argument, "DIR") == 0)
         out_raw(&cli->out, ":folders\n");
     if (option == OPTION_SET)
-        values = "deadline=|frozen-limit=|quiesce=|method=|freeze=|emergency-thaw=|os=|agent=|"
-                 "overlay-folder=|disks=|persistent-disks=|warn-depth=|warn-age=|keep-last=|"
-                 "keep-hourly=|keep-daily=|keep-weekly=|max-age=";
+        values =
+            "deadline=|frozen-limit=|quiesce=|method=|freeze=|prime=|emergency-thaw=|os=|agent=|"
+            "overlay-folder=|disks=|persistent-disks=|warn-depth=|warn-age=|keep-last=|"
+            "keep-hourly=|keep-daily=|keep-weekly=|max-age=";
     offer_choices(cli, values, before, start);
 }
 

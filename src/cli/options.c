@@ -36,6 +36,7 @@ const struct option_spec option_specs[OPTION__N] = {
     [OPTION_METHOD] = {"method", 0, "existing|preopened"},
     [OPTION_FLUSH] = {"flush", 0, "auto|off|COMMAND"},
     [OPTION_FREEZE] = {"freeze", 0, "cut|all|MOUNT,..."},
+    [OPTION_NO_PRIME] = {"no-prime", 0, NULL},
     [OPTION_FOR] = {"for", 0, "DURATION"},
     [OPTION_WAIT] = {"wait", 0, "DURATION"},
     [OPTION_ALL] = {"all", 0, NULL},
@@ -285,6 +286,9 @@ set(struct cli *cli, enum cli_option option, const char *value)
         return true;
     case OPTION_FREEZE:
         options->snapshot.freeze = value;
+        return true;
+    case OPTION_NO_PRIME:
+        options->snapshot.no_prime = true;
         return true;
     case OPTION_EXCLUDE:
         VF_GROW(options->exclude, options->exclude_count);

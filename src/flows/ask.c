@@ -37,8 +37,8 @@ on_qmp_reply(void *data, const struct vf_reply *reply)
     fn(flow, reply);
 }
 
-void
-vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments, vf_flow_fn *fn)
+static struct vf_pending *
+add_pending(struct vf_flow *flow, vf_flow_fn *fn)
 {
     struct vf_pending *pending = vf_alloc(sizeof *pending);
 
@@ -46,7 +46,31 @@ vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
     pending->fn = fn;
     pending->next = flow->pending;
     flow->pending = pending;
+    return pending;
+}
+
+void
+vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments, vf_flow_fn *fn)
+{
+    struct vf_pending *pending = add_pending(flow, fn);
+
+    vf_qmp_unprime(flow->qmp);
     pending->handle = vf_qmp_send(flow->qmp, command, arguments, on_qmp_reply, pending);
+}
+
+void
+vf_prime(struct vf_flow *flow, const char *command, struct json_object *arguments)
+{
+    vf_qmp_unprime(flow->qmp);
+    vf_qmp_prime(flow->qmp, command, arguments);
+}
+
+void
+vf_fire(struct vf_flow *flow, vf_flow_fn *fn)
+{
+    struct vf_pending *pending = add_pending(flow, fn);
+
+    pending->handle = vf_qmp_fire(flow->qmp, on_qmp_reply, pending);
 }
 
 static void

@@ -102,6 +102,7 @@ struct vf_evidence {
     int64_t flush_sent, flushed, host_flush, host_flushed;
     int64_t freeze_sent, frozen, cut_sent, cut, thaw_sent, thawed;
     int64_t frozen_count, thawed_count; /* file systems; -1: not told */
+    bool primed;                        /* the cut was sent before the freeze, but its last byte */
     char *disturbed; /* what happened in the window that voids consistency; NULL: nothing */
 };
 
@@ -312,6 +313,10 @@ bool vf_expect(struct vf_flow *flow, const struct vf_reply *reply, const char *f
 /* Asks QEMU; `arguments` is owned by the call. The callback cannot come after the step's end. */
 void vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
             vf_flow_fn *fn);
+/* The same in two halves: first all that QEMU has to read but the last byte, then that. Whatever
+ * else is asked in between takes the first half back. */
+void vf_prime(struct vf_flow *flow, const char *command, struct json_object *arguments);
+void vf_fire(struct vf_flow *flow, vf_flow_fn *fn);
 /* Asks several things of QEMU at once: first each of them, then who is called when all are
  * answered: with the first reply that is not OK, if there is one; flow->batch.failed is then what
  * it is `about`. */

@@ -76,18 +76,22 @@ cut_next(struct vf_flow *flow)
            vf_plug_attached(flow) && vf_journal_state(flow, "cutting", NULL) ? VF_OK : VF_REFUSED);
 }
 
-/* Forks the guard and writes to the journal that a thaw will be owed. */
+/* Forks the guard and writes to the journal that a thaw will be owed. QEMU gets the cut to read,
+ * all but the last byte; it has read it when the agent has given its sign of life and frozen. */
 void
 vf_step_guard(struct vf_flow *flow)
 {
     bool freezes = flow->engine.conditions & VF_IF_AGENT;
 
-    if (!vf_guard_fork(flow, freezes ? vf_qga_fd(flow->qga) : -1, &flow->error))
+    if (!vf_guard_fork(flow, freezes ? vf_qga_fd(flow->qga) : -1, &flow->error)) {
         vf_end(flow, VF_REFUSED);
-    else if (freezes)
+    } else if (freezes) {
+        if (!flow->options.no_prime)
+            vf_prime(flow, "transaction", vf_cut_transaction(flow));
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
-    else
+    } else {
         vf_look_again(flow, cut_next);
+    }
 }
 
 static void
@@ -170,7 +174,11 @@ vf_step_cut(struct vf_flow *flow)
         vf_end(flow, VF_OK);
         return;
     }
-    vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
+    flow->evidence.primed = vf_qmp_is_primed(flow->qmp);
+    if (flow->evidence.primed)
+        vf_fire(flow, on_cut);
+    else
+        vf_ask(flow, "transaction", vf_cut_transaction(flow), on_cut);
 }
 
 bool
@@ -327,6 +335,7 @@ emergency_thaw(struct vf_flow *flow)
 void
 vf_step_thaw_again(struct vf_flow *flow)
 {
+    vf_qmp_unprime(flow->qmp); /* it is not going to be cut, or not now */
     if (!flow->thaw_first_us)
         flow->thaw_first_us = vf_now_us();
     /* Of our own freeze, and not for the first time. */

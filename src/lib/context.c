@@ -190,6 +190,7 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
     taken->flush = NULL;
     take_freeze(flow, taken->freeze);
     taken->freeze = NULL;
+    taken->no_prime |= flow->vm.no_prime;
     if (taken->thaw_wait_ms)
         flow->engine.thaw_wait_ms = taken->thaw_wait_ms;
     if (taken->quiesce == VMFROST_QUIESCE_PREFER)

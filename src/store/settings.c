@@ -150,6 +150,7 @@ enum setting {
     SETTING_FLUSH,
     SETTING_COPY_SPEED,
     SETTING_FREEZE,
+    SETTING_PRIME,
     SETTING_WARN_DEPTH,
     SETTING_WARN_AGE,
     SETTING_KEEP_LAST,
@@ -176,6 +177,7 @@ static const char *const keys[] = {
     [SETTING_FLUSH] = "flush",
     [SETTING_COPY_SPEED] = "copySpeed",
     [SETTING_FREEZE] = "freeze",
+    [SETTING_PRIME] = "prime",
     [SETTING_WARN_DEPTH] = "warnDepth",
     [SETTING_WARN_AGE] = "warnAge",
     [SETTING_KEEP_LAST] = "keepLast",
@@ -197,6 +199,11 @@ static const struct word quiesce_words[] = {
     {"require", VMFROST_QUIESCE_REQUIRE},
     {"prefer", VMFROST_QUIESCE_PREFER},
     {"skip", VMFROST_QUIESCE_SKIP},
+    {NULL, 0},
+};
+static const struct word prime_words[] = {
+    {"on", 0},
+    {"off", 1},
     {NULL, 0},
 };
 static const struct word method_words[] = {
@@ -357,6 +364,10 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         return read_speed(reader, key, text, &vm->copy_speed);
     case SETTING_FREEZE:
         return read_freeze(reader, key, text, vm);
+    case SETTING_PRIME:
+        known = read_word(reader, key, text, prime_words, &value);
+        vm->no_prime = value == 1;
+        return known;
     case SETTING_WARN_DEPTH:
         return read_count(reader, key, text, &vm->warn_depth);
     case SETTING_WARN_AGE:
@@ -420,12 +431,12 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             setting++;
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
-            return vf_hint(
-                error,
-                "The settings are qmp, agent, overlayFolder, deadline, "
-                "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
-                "freeze, disks, persistentDisks, keepLast, keepHourly, keepDaily, keepWeekly, "
-                "maxAge, warnDepth and warnAge.");
+            return vf_hint(error,
+                           "The settings are qmp, agent, overlayFolder, deadline, "
+                           "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
+                           "freeze, prime, disks, persistentDisks, keepLast, keepHourly, "
+                           "keepDaily, keepWeekly, "
+                           "maxAge, warnDepth and warnAge.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

@@ -53,6 +53,7 @@ struct vf_vm {
     bool windows;                          /* "os": linux, windows */
     char *flush;                           /* "flush": auto, off, or a command; NULL: auto */
     char *freeze;                          /* "freeze": see util/mountlist.h; NULL: cut */
+    bool no_prime;                         /* "prime": on, off */
     /* "keepLast", "keepHourly", "keepDaily", "keepWeekly": counts; "maxAge": a duration */
     struct vf_retention retention;
     int64_t copy_speed;        /* "copySpeed": bytes per second of a merge or an export */

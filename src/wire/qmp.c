@@ -82,6 +82,10 @@ struct vf_qmp {
 
     char random[17]; /* what all ids of this client begin with */
     uint64_t last;
+    uint64_t primed; /* the request that lacks its last byte; 0: none */
+    /* One was taken back, and QEMU has not complained yet; it does so before it answers what was
+     * sent behind that, which begins with this number. 0: nothing of the kind. */
+    uint64_t complains_before;
     struct requests sent, ended;
     char *lost_why;
 };
@@ -186,6 +190,7 @@ qmp_shut(struct vf_qmp *qmp)
     free(VF_STEAL(qmp->path));
     free(VF_STEAL(qmp->where));
     qmp->oob = false;
+    qmp->primed = qmp->complains_before = 0;
     qmp_set_state(qmp, QMP_CLOSED);
 }
 
@@ -327,22 +332,15 @@ qmp_text(struct vf_qmp *qmp, const char *key, const char *command, struct json_o
                                                                 JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
-/* Sends a command where the state is the one that it belongs to. */
+/* Waits for the reply to what was sent, or ends it from the loop if it was not. `why` is owned. */
 static uint64_t
-qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const char *command,
-            struct json_object *arguments, vf_reply_fn *fn, void *data)
+qmp_await(struct vf_qmp *qmp, uint64_t number, char *why, vf_reply_fn *fn, void *data)
 {
     struct request *request = vf_alloc(sizeof *request);
-    VF_AUTO_FREE char *text = qmp_text(qmp, key, command, arguments, ++qmp->last);
-    char *why = NULL;
 
-    request->number = qmp->last;
+    request->number = number;
     request->fn = fn;
     request->data = data;
-    if (qmp->state != state)
-        why = vf_printf("there is no connection to %s", qmp->peer);
-    else if (!vf_channel_send(qmp->channel, text, strlen(text)))
-        why = vf_printf("%s does not read its QMP socket", qmp->peer);
     if (why) {
         request->why = why;
         requests_add(&qmp->ended, request);
@@ -350,7 +348,30 @@ qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const cha
     } else {
         requests_add(&qmp->sent, request);
     }
-    return request->number;
+    return number;
+}
+
+static char *
+qmp_deaf(const struct vf_qmp *qmp)
+{
+    return vf_printf("%s does not read its QMP socket", qmp->peer);
+}
+
+/* Sends a command where the state is the one that it belongs to. */
+static uint64_t
+qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const char *command,
+            struct json_object *arguments, vf_reply_fn *fn, void *data)
+{
+    uint64_t number = ++qmp->last;
+    VF_AUTO_FREE char *text = qmp_text(qmp, key, command, arguments, number);
+    char *why = NULL;
+
+    assert(!qmp->primed);
+    if (qmp->state != state)
+        why = vf_printf("there is no connection to %s", qmp->peer);
+    else if (!vf_channel_send(qmp->channel, text, strlen(text)))
+        why = qmp_deaf(qmp);
+    return qmp_await(qmp, number, why, fn, data);
 }
 
 static void
@@ -446,6 +467,11 @@ qmp_on_idless(struct vf_qmp *qmp, struct json_object *message)
     char words[VF_WORDS_SIZE];
     struct vf_reply reply;
 
+    if (qmp->complains_before && vf_json_object(message, "error")) {
+        qmp->complains_before = 0;
+        qmp_dropped(qmp, "the complaint about what was taken back");
+        return;
+    }
     if (qmp->state != QMP_READY || !only || only->next || !vf_reply_read(message, &reply, words) ||
         reply.outcome != VF_REFUSED) {
         qmp_dropped(qmp, "a message that is no answer to us");
@@ -472,6 +498,8 @@ qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
     }
     struct request *request = requests_take(&qmp->sent, number);
 
+    if (number >= qmp->complains_before)
+        qmp->complains_before = 0;
     if (!request) {
         qmp_dropped(qmp, "a second answer to one request");
     } else if (vf_reply_read(message, &reply, words)) {
@@ -604,6 +632,49 @@ vf_qmp_send_oob(struct vf_qmp *qmp, const char *command, struct json_object *arg
 {
     assert(qmp->state != QMP_READY || qmp->oob);
     return qmp_request(qmp, QMP_READY, "exec-oob", command, arguments, fn, data);
+}
+
+bool
+vf_qmp_prime(struct vf_qmp *qmp, const char *command, struct json_object *arguments)
+{
+    uint64_t number = ++qmp->last;
+    VF_AUTO_FREE char *text = qmp_text(qmp, "execute", command, arguments, number);
+
+    assert(!qmp->primed);
+    if (qmp->state == QMP_READY && vf_channel_send(qmp->channel, text, strlen(text) - 1))
+        qmp->primed = number;
+    return qmp->primed != 0;
+}
+
+bool
+vf_qmp_is_primed(const struct vf_qmp *qmp)
+{
+    return qmp->primed != 0;
+}
+
+uint64_t
+vf_qmp_fire(struct vf_qmp *qmp, vf_reply_fn *fn, void *data)
+{
+    uint64_t number = qmp->primed;
+
+    assert(number);
+    qmp->primed = 0;
+    return qmp_await(qmp, number, vf_channel_send(qmp->channel, "}", 1) ? NULL : qmp_deaf(qmp), fn,
+                     data);
+}
+
+void
+vf_qmp_unprime(struct vf_qmp *qmp)
+{
+    if (!qmp->primed)
+        return;
+    qmp->primed = 0;
+    qmp->complains_before = qmp->last + 1;
+    if (vf_channel_send(qmp->channel, "\xff", 1))
+        return;
+    VF_AUTO_FREE char *why = qmp_deaf(qmp);
+
+    qmp_lose(qmp, why);
 }
 
 void

@@ -83,6 +83,24 @@ uint64_t vf_qmp_send(struct vf_qmp *qmp, const char *command, struct json_object
 /* The same with "exec-oob"; only where vf_qmp_has_oob(). */
 uint64_t vf_qmp_send_oob(struct vf_qmp *qmp, const char *command, struct json_object *arguments,
                          vf_reply_fn *fn, void *data);
+
+/* QEMU reads its monitor a byte at a time, which takes it longer than what it is asked for. So a
+ * request can be sent before its time, all but the last byte: QEMU has read it when it counts.
+ *
+ * primed -> fired or taken back. While primed, nothing else may be sent (assert); events and
+ * replies to what was sent before arrive as ever. A connection that ends takes the request with it:
+ * QEMU forgets what it has only read in part. */
+
+/* `arguments` (may be NULL) is owned by this call. False if there is no connection, or QEMU does
+ * not read it: nothing is primed. */
+bool vf_qmp_prime(struct vf_qmp *qmp, const char *command, struct json_object *arguments);
+bool vf_qmp_is_primed(const struct vf_qmp *qmp);
+/* Only while primed: the last byte. From there on it is a request as those of vf_qmp_send(). */
+uint64_t vf_qmp_fire(struct vf_qmp *qmp, vf_reply_fn *fn, void *data);
+/* Takes it back by a byte that no JSON has, upon which QEMU forgets it and complains, once; this
+ * complaint is nobody's. Does nothing if nothing is primed. */
+void vf_qmp_unprime(struct vf_qmp *qmp);
+
 /* Drops the callback of a request that is still outstanding (0 and unknown handles are ignored).
  * Its reply, when it comes, is dropped. */
 void vf_qmp_forget(struct vf_qmp *qmp, uint64_t handle);

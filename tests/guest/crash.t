@@ -160,9 +160,9 @@ def main():
             in_a_deletion(site, "d1", "merge.started", recover_first=True)
             in_a_deletion(site, "d2", "merge.turned", recover_first=False)
             in_a_deletion(site, "d3", "merge.turned", recover_first=True, alone=True)
-        tap.diag("-blockdev, on an iothread, preopened")
+        tap.diag("-blockdev, on an iothread, preopened; the cut is not primed")
         with Site(tap, folder / "b", [Disk("web"), Disk("data")], attach="blockdev",
-                  iothread=True) as site:
+                  iothread=True, settings=["prime=off"]) as site:
             site.boot().vm.start_writer("web", "data")
             both(site, "s11", "cut-made", "--method", "preopened")
             both(site, "s12", "flip", "--method", "preopened", at_once=True, recover_first=True)

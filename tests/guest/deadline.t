@@ -101,10 +101,11 @@ def main():
             site.boot().vm.start_writer("web", "data")
             for part in in_the_freeze, by_setting, before_it_began, after_the_cut, power_cut:
                 part(site)
-        tap.diag("-blockdev, on an iothread, preopened")
+        tap.diag("-blockdev, on an iothread, preopened; the cut is not primed")
         with Site(tap, folder / "b", [Disk("web"), Disk("data")], attach="blockdev",
-                  iothread=True) as site:
+                  iothread=True, settings=["prime=off"]) as site:
             site.boot().vm.start_writer("web", "data")
+            in_the_freeze(site)
             after_the_cut(site, "--method", "preopened")
             power_cut(site)
 

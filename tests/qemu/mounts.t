@@ -3,78 +3,12 @@
 """Which file systems are frozen, with a real QEMU's disks of all kinds, and an agent that says what
 it likes: nothing that it says may do more than have everything frozen, or less than it asks for."""
 
-import json
 import os
-import socket
 import sys
-import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from agent import REFUSED, SILENT, Agent  # noqa: E402
 from bare import ROOT, Qemu, Tap, drive, wait_until  # noqa: E402
-
-COMMANDS = ["guest-ping", "guest-sync-delimited", "guest-info", "guest-get-osinfo",
-            "guest-get-fsinfo", "guest-fsfreeze-status", "guest-fsfreeze-freeze",
-            "guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw"]
-REFUSED = object()
-SILENT = object()
-
-
-class Agent(threading.Thread):
-    """An agent on a socket of its own. `fsinfo` is its answer to that question, or one of the
-    above; `froze` what it was asked to freeze last: a list, "all", or None."""
-
-    def __init__(self, path):
-        super().__init__(daemon=True)
-        self.fsinfo = []
-        self.disabled = ()
-        self.windows = False
-        self.short = 0  # so many less are frozen
-        self.asked = []
-        self.froze = None
-        self.count = 0
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(path))
-        self.listener.listen()
-        self.start()
-
-    def run(self):
-        while True:
-            client, _ = self.listener.accept()
-            with client, client.makefile("rb") as lines:
-                for line in lines:
-                    request = json.loads(line.rpartition(b"\xff")[2])
-                    answer = self.answer(request["execute"], request.get("arguments", {}))
-                    if answer is SILENT:
-                        continue
-                    text = {"error": {"class": "GenericError", "desc": "no such luck"}} \
-                        if answer is REFUSED else {"return": answer}
-                    mark = b"\xff" if request["execute"] == "guest-sync-delimited" else b""
-                    try:
-                        client.sendall(mark + json.dumps(text).encode() + b"\n")
-                    except OSError:
-                        break
-
-    def answer(self, command, arguments):
-        self.asked.append(command)
-        if command == "guest-sync-delimited":
-            return arguments["id"]
-        if command == "guest-info":
-            return {"version": "7", "supported_commands": [
-                {"name": name, "enabled": name not in self.disabled, "success-response": True}
-                for name in COMMANDS]}
-        if command == "guest-get-osinfo":
-            return {"id": "mswindows" if self.windows else "debian"}
-        if command == "guest-fsfreeze-status":
-            return "thawed"
-        if command == "guest-get-fsinfo":
-            return self.fsinfo
-        if command == "guest-fsfreeze-freeze":
-            self.froze, self.count = "all", 9
-        if command == "guest-fsfreeze-freeze-list":
-            self.froze = arguments["mountpoints"]
-            self.count = len(self.froze) - self.short
-        return self.count if "fsfreeze" in command else {}
-
 
 def fs(point, *disks, kind="ext4"):
     return {"mountpoint": point, "name": "dev" + point, "type": kind, "disk": list(disks)}

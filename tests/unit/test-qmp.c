@@ -842,6 +842,153 @@ test_callbacks_that_act(void)
     vf_qmp_free(NULL);
 }
 
+#define PARSE_ERROR                                                                                \
+    "{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error, stray '\\uFFFD'\"}}"
+
+/* Primes a request, and takes what the peer has of it: true if that is all but the last byte. */
+static bool
+prime(const char *command)
+{
+    char *wanted = vf_printf("\"execute\":\"%s\",\"arguments\":{\"a\":\"b\"}", command);
+    bool primed = vf_qmp_prime(qmp, command, vf_json_strings("a", "b", NULL));
+    bool heard = peer_expect(&peer, wanted) && peer_expect(&peer, ",\"id\":\"");
+    char *end_of_id = NULL;
+
+    free(wanted);
+    if (!heard || !UNTIL((peer_hear(&peer), (end_of_id = strchr(peer.heard, '"')) != NULL)))
+        return false;
+    snprintf(id, sizeof id, "%.*s", (int)(end_of_id - peer.heard), peer.heard);
+    peer_expect(&peer, id);
+    peer_expect(&peer, "\"");
+    turn_for(5);
+    peer_hear(&peer);
+    return primed && vf_qmp_is_primed(qmp) && peer.length == 0;
+}
+
+static void
+fire(const char *name)
+{
+    inside = true;
+    vf_qmp_fire(qmp, on_reply, (void *)name);
+    inside = false;
+}
+
+static void
+unprime(void)
+{
+    inside = true;
+    vf_qmp_unprime(qmp);
+    inside = false;
+}
+
+static void
+test_prime(void)
+{
+    ready();
+    ask("x-before", "before");
+    hear("x-before");
+    peer_say(&peer, "{\"event\": \"E\"}");
+    answer("{\"return\": 1, \"id\": \"$\"}");
+    UNTIL(told("before OK"));
+    story[0] = '\0';
+    ok(prime("x-prime"), "all but the last byte is sent");
+    peer_say(&peer, "{\"event\": \"F\"}");
+    UNTIL(told("EVENT"));
+    is_story("EVENT F null\n", "events arrive meanwhile");
+    fire("p");
+    ok(!vf_qmp_is_primed(qmp), "fired");
+    UNTIL((peer_hear(&peer), peer.length > 0));
+    is_str(peer.heard, "}", "the last byte, and no more");
+    peer_expect(&peer, "}");
+    answer("{\"return\": 2, \"id\": \"$\"}");
+    UNTIL(told("p OK"));
+    is_story("p OK 2\n", "it is answered like any other");
+    ask("x-next", "n");
+    ok(hear("x-next"), "others can be sent again");
+    part();
+
+    ready();
+    ask("x-slow", "slow");
+    hear("x-slow");
+    char slow[64];
+
+    memcpy(slow, id, sizeof slow);
+    ok(prime("x-prime"), "primed while another waits for its answer");
+    char *text = vf_printf("{\"return\": 3, \"id\": \"%s\"}", slow);
+
+    peer_say(&peer, text);
+    free(text);
+    UNTIL(told("slow OK"));
+    is_story("slow OK 3\n", "which comes");
+    unprime();
+    ok(!vf_qmp_is_primed(qmp), "taken back");
+    UNTIL((peer_hear(&peer), peer.length > 0));
+    ok(peer.length == 1 && (unsigned char)peer.heard[0] == 0xff, "by one byte");
+    peer.length = 0;
+    ask("x-after", "a");
+    hear("x-after");
+    peer_say(&peer, PARSE_ERROR);
+    turn_for(5);
+    is_story("", "the complaint is nobody's, though one other waits");
+    answer("{\"return\": 4, \"id\": \"$\"}");
+    UNTIL(told("a OK"));
+    is_story("a OK 4\n", "and that is answered");
+    ask("x-bad", "bad");
+    hear("x-bad");
+    peer_say(&peer, PARSE_ERROR);
+    UNTIL(told("bad"));
+    is_story(
+        "bad UNKNOWN QEMU could not read the request: JSON parse error, stray '\xef\xbf\xbd'\n",
+        "a second complaint is about what was sent since");
+    unprime();
+    turn_for(3);
+    peer_hear(&peer);
+    is_int((long long)peer.length, 0, "nothing to take back, nothing is sent");
+    part();
+
+    ready();
+    prime("x-prime");
+    unprime();
+    ask("x-after", "a");
+    peer_expect(&peer, "\xff");
+    hear("x-after");
+    answer("{\"return\": 5, \"id\": \"$\"}");
+    UNTIL(told("a OK"));
+    ask("x-bad", "bad");
+    hear("x-bad");
+    peer_say(&peer, PARSE_ERROR);
+    UNTIL(told("bad"));
+    is_story("a OK 5\nbad UNKNOWN QEMU could not read the request: JSON parse error, stray "
+             "'\xef\xbf\xbd'\n",
+             "a QEMU that did not complain before it answered will not do so any more");
+    ok(prime("x-again"), "primed again");
+    peer_hang_up(&peer);
+    UNTIL(told("LOST"));
+    ok(!vf_qmp_is_primed(qmp), "a lost connection takes it with it");
+    story[0] = '\0';
+    ok(!vf_qmp_prime(qmp, "x-prime", NULL) && !vf_qmp_is_primed(qmp), "none, no priming");
+    unprime();
+    turn_for(3);
+    is_story("", "and nothing to take back");
+    part();
+
+    ready();
+    prime("x-prime");
+    act_on = 'p', act = 'f';
+    fire("p");
+    peer_hang_up(&peer);
+    UNTIL(told("p UNKNOWN"));
+    is_story("p UNKNOWN the connection to QEMU is gone: it was closed by the other side\n",
+             "fired and lost: nobody knows");
+    part();
+
+    ready();
+    prime("x-prime");
+    vf_qmp_close(qmp);
+    ok(!vf_qmp_is_primed(qmp), "closed while primed");
+    part();
+}
+
 static void
 test_words(void)
 {
@@ -873,6 +1020,7 @@ main(void)
     test_loss();
     test_too_large();
     test_callbacks_that_act();
+    test_prime();
     test_words();
     return test_end();
 }

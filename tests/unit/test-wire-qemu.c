@@ -73,6 +73,66 @@ start_qemu(const char *program)
     return child;
 }
 
+static const char *
+run_state(struct vf_qmp *qmp, struct answer *answer)
+{
+    int before = answer->count;
+
+    vf_qmp_send(qmp, "query-status", NULL, on_reply, answer);
+    UNTIL(answer->count > before);
+    return answer->outcome == VF_OK ? vf_json_string(answer->value, "status") : answer->words;
+}
+
+/* The VM runs, and "stop" is what is primed. */
+static void
+test_prime(struct vf_qmp *qmp)
+{
+    static struct answer status, stop;
+    int errors = 0;
+
+    for (int i = 0; i < 20; i++) {
+        vf_qmp_prime(qmp, "stop", NULL);
+        turn_for(i % 3);
+        vf_qmp_unprime(qmp);
+        if (i % 2)
+            turn_for(2);
+        const char *state = run_state(qmp, &status);
+
+        errors += !state || strcmp(state, "running") != 0;
+    }
+    is_int(errors, 0, "primed and taken back, again and again: nothing happens, QEMU answers");
+
+    vf_qmp_prime(qmp, "stop", NULL);
+    turn_for(5);
+    vf_qmp_close(qmp);
+    for (int i = 0; i < 2; i++) {
+        stop.count = 0;
+        vf_qmp_open(qmp, qmp_path, on_reply, &stop);
+        UNTIL(stop.count);
+        is_str(run_state(qmp, &status), "running",
+               i ? "... just after it was taken back" : "primed and hung up: nothing happens");
+        vf_qmp_prime(qmp, "stop", NULL);
+        vf_qmp_unprime(qmp);
+        vf_qmp_close(qmp);
+    }
+    stop.count = 0;
+    vf_qmp_open(qmp, qmp_path, on_reply, &stop);
+    UNTIL(stop.count);
+    stop.count = 0;
+    events[0] = '\0';
+    vf_qmp_prime(qmp, "stop", NULL);
+    turn_for(20);
+    ok(!strstr(events, "STOP") && stop.count == 0, "primed: it waits");
+    vf_qmp_fire(qmp, on_reply, &stop);
+    UNTIL(stop.count);
+    ok(stop.outcome == VF_OK && strstr(events, "STOP"), "fired: it happens");
+    is_str(run_state(qmp, &status), "paused", "... indeed");
+    vf_qmp_send(qmp, "cont", NULL, on_reply, &stop);
+    UNTIL(stop.count == 2);
+    json_object_put(status.value);
+    json_object_put(stop.value);
+}
+
 static void
 test_qmp(pid_t qemu)
 {
@@ -131,6 +191,7 @@ test_qmp(pid_t qemu)
          (ev_time() - start) * 1000);
     ok(vf_json_length(schema.value) > 500, "its largest reply");
 
+    test_prime(first);
     vf_qmp_close(first);
     other.count = 0;
     vf_qmp_set_greeting_ms(second, 20000);
