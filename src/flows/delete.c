@@ -73,8 +73,13 @@ settle_names(struct vf_flow *flow)
         cut->merged = vf_history_merge_was_final(flow, cut);
         if (cut->merged)
             continue;
-        if (!vf_cut_is_flipped(cut) && vf_history_overlay_counts(flow, cut) &&
-            vf_cut_base_is_live(cut)) {
+        bool on_base = !vf_cut_is_flipped(cut) && vf_cut_base_is_live(cut);
+
+        if (on_base && !vf_history_overlay_counts(flow, cut)) {
+            cut->merged = true; /* nothing was in the overlay */
+            continue;
+        }
+        if (on_base) {
             vf_note(flow, VMFROST_FAILED,
                     "disk %s: QEMU was started again on %s before its name led to %s, which holds "
                     "what the guest wrote last before that",

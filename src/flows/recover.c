@@ -316,6 +316,19 @@ look_at_graph(struct vf_flow *flow)
 
 /* QEMU is gone: which of its two images was the live one? */
 
+/* Somebody wrote to the base after he wrote to the overlay. */
+static bool
+base_is_newer(const struct vf_cut *cut)
+{
+    struct stat base, overlay;
+
+    return stat(cut->names.sealed, &base) == 0 && stat(cut->names.overlay, &overlay) == 0 &&
+           S_ISREG(base.st_mode) &&
+           (base.st_mtim.tv_sec > overlay.st_mtim.tv_sec ||
+            (base.st_mtim.tv_sec == overlay.st_mtim.tv_sec &&
+             base.st_mtim.tv_nsec > overlay.st_mtim.tv_nsec));
+}
+
 /* QEMU was started again on the base of this disk, whose name had not been turned yet: what that
  * QEMU writes is in the image that was to be sealed. When the VM did not run at the time of the
  * snapshot, that is also seen afterwards, because nobody wrote to the base after the overlay was
@@ -323,16 +336,19 @@ look_at_graph(struct vf_flow *flow)
 static bool
 base_was_used(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    struct stat base, overlay;
-
     if (vf_cut_is_flipped(cut) || vf_history_overlay_counts(flow, cut))
         return false;
-    return vf_cut_base_is_live(cut) ||
-           (vf_record_is_offline(flow) && stat(cut->names.sealed, &base) == 0 &&
-            stat(cut->names.overlay, &overlay) == 0 && S_ISREG(base.st_mode) &&
-            (base.st_mtim.tv_sec > overlay.st_mtim.tv_sec ||
-             (base.st_mtim.tv_sec == overlay.st_mtim.tv_sec &&
-              base.st_mtim.tv_nsec > overlay.st_mtim.tv_nsec)));
+    return vf_cut_base_is_live(cut) || (vf_record_is_offline(flow) && base_is_newer(cut));
+}
+
+/* The same, where the overlay holds something as well. Nobody writes to a base after its cut, but a
+ * merge. */
+static bool
+both_were_used(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    if (vf_cut_is_flipped(cut) || !vf_history_overlay_counts(flow, cut))
+        return false;
+    return vf_cut_base_is_live(cut) || (!vf_history_merge_had_begun(flow) && base_is_newer(cut));
 }
 
 static bool
@@ -397,8 +413,7 @@ decide_offline(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
-        if (!vf_cut_is_flipped(cut) && vf_history_overlay_counts(flow, cut) &&
-            vf_cut_base_is_live(cut)) {
+        if (both_were_used(flow, cut)) {
             vf_note(
                 flow, VMFROST_FAILED,
                 "disk %s: QEMU was started again on %s before its name led to %s, which holds what "

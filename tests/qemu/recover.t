@@ -259,6 +259,57 @@ def started_on_base(t):
         t.is_((vm.read(overlay, 2)[1], vm.sees("web", 1)), (2, [3]), "... with what they hold")
 
 
+def ran_on_base(t):
+    """Everybody dies before a name is turned, the VM is started on the bases, and stopped again: what
+    its guest wrote then is not put below what it had written before."""
+    for point in ("flip", "flip.first"):
+        with Qemu(words_for("drive"), IMAGES) as vm:
+            write_all(vm, 1, 0)
+            command = vm.stop_at(point, "snapshot", "@one")
+            write_all(vm, 2, 1)
+            kill_all(vm, command)
+            vm.restart()
+            write_all(vm, 3, 2)
+            vm.kill()
+            out = vm.vmfrost("recover")
+            overlay = next(name for name in vm.hidden()
+                           if name.startswith(".data.") and not name.endswith(".next"))
+            named = overlay if point == "flip.first" else overlay.replace("data", "web")
+            t.ok(out.code == 1 and named in out.error and "journal" in out.next,
+                 f"ran on the base, at {point}: both images are kept, and the error names them")
+            t.is_((vm.read(overlay, 2), vm.read("data.qcow2", 3)), ([1, 2], [1, 0, 3]),
+                  "... with what they hold")
+            t.is_(is_ready(vm, "one"), False, "... and there is no snapshot")
+
+
+def started_on_quiet_base(t):
+    """The same, but nothing was written since the snapshot: then the base has all, and goes on."""
+    for verb, words, codes in (("recover", (), (0,)), ("snapshot", ("@two",), (0,))):
+        wrong = []
+        with Qemu(words_for("drive"), IMAGES) as vm:
+            write_all(vm, 1, 0)
+            vm.take("one")
+            command = vm.stop_at("merge.started", "delete", "@one")
+            kill_all(vm, command)
+            vm.restart()
+            write_all(vm, 3, 1)
+            out = vm.vmfrost(verb, *words)
+            if out.code not in codes:
+                wrong.append(f"{verb}: {out.code} {out.error}")
+            wrong += [f"{verb}: {line}" for line in content(vm, [1, 3])]
+            if "one" in records(vm):
+                vm.delete("one")
+            for name in records(vm):
+                if vm.read(f"web@{name}.qcow2", 2) != [1, 3]:
+                    wrong.append(f"{name}: {vm.read(f'web@{name}.qcow2', 2)}")
+                vm.delete(name)
+            wrong += stray(vm, [], ["one", "two"]) + content(vm, [1, 3])
+            vm.restart()
+            recover(vm, wrong, "restarted")
+            wrong += [f"restarted: {line}" for line in stray(vm, []) + content(vm, [1, 3])]
+        t.is_(wrong, [], f"started on a base that nothing was written above: {verb}")
+
+
 def delete_case(vm, point, method, variant, wrong):
     """The same for a deletion that dies."""
     is_implicit = "-drive" in vm.words
@@ -639,7 +690,8 @@ def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (snapshots, deletions, second_disk, without_guard, killed_again, settling_killed,
-                     implicit, gone_in_rollback, damaged, started_on_base):
+                     implicit, gone_in_rollback, damaged, started_on_base, ran_on_base,
+                     started_on_quiet_base):
             if only in part.__name__:
                 part(t)
 

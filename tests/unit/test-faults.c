@@ -91,6 +91,12 @@ struct world {
     unsigned char stood_still; /* frozen when it was cut */
     unsigned char anew;        /* it was reset since its disks were changed */
     unsigned char no_vm;       /* a storage daemon has its images, and dies with us */
+    unsigned char offline;     /* the VM did not run when the operation began */
+    /* Another QEMU than the operation's: the VM was started before the recovery, with what the
+     * names led to. */
+    unsigned char other;
+    unsigned char data;         /* overlays with data of the QEMU before it */
+    unsigned char base_written; /* bases that it wrote to */
 };
 
 /* What the flow remembers, beside the engine. */
@@ -273,9 +279,11 @@ unsettled(const struct world *w)
         return "no journal, but a guest that may be frozen";
     if (w->jobs || w->late_cut || w->late_files || w->late_job || w->late_final || w->stopped)
         return "no journal, but something under way in QEMU";
+    if (is_ready(w) && w->base_written)
+        return "no journal, but a snapshot that a guest has written to";
     if (w->record == IN_PROGRESS)
         return "no journal, but a record that is InProgress";
-    if (on_overlays(w) & ~w->turned || (w->turned & ~w->cut && !w->dead))
+    if (on_overlays(w) & ~w->turned || (w->turned & ~w->cut && !w->dead && !w->no_vm))
         return "no journal, but a name that does not lead to the current state";
     if ((on_overlays(w) | w->turned) & ~w->files)
         return "no journal, but an image is gone";
@@ -295,6 +303,7 @@ static void
 die(struct world *w, bool with_data)
 {
     w->dead = true;
+    w->no_vm = false;
     w->frozen = w->late_agent = w->stopped = 0;
     w->jobs = w->late_files = w->late_cut = w->late_job = w->late_final = 0;
     w->late_mirror = w->late_pivot = w->late_restore = w->anew = 0;
@@ -722,11 +731,12 @@ thaw_acts(const struct state *s, struct acts *acts)
     add(acts, THAW_GUEST, 0);
 }
 
+/* Of a stopped VM turning the names is the cut. */
 static void
 cut_acts(const struct state *s, struct acts *acts)
 {
-    (void)s;
-    add(acts, CUT, 0);
+    if (!s->world.offline)
+        add(acts, CUT, 0);
 }
 
 /* Turns the names whose second link is there. */
@@ -786,7 +796,7 @@ merge_acts(const struct state *s, struct acts *acts)
     bool stopped = w->stopped;
 
     for (unsigned disk = 1; disk <= ALL; disk <<= 1) {
-        if (!(w->cut & disk)) {
+        if (!(w->cut & disk)) { /* of a stopped VM: all */
             turn(w, disk, false, acts);
             continue;
         }
@@ -860,7 +870,9 @@ static void
 undo_files_acts(const struct state *s, struct acts *acts)
 {
     const struct world *w = &s->world;
-    unsigned needed = deletes(s) ? w->cut | w->turned : 0; /* those that were not merged */
+    /* Those that were not merged. */
+    bool partly = deletes(s) || (recovers(s) && s->memory.action == NO_ACTION);
+    unsigned needed = partly ? w->cut | w->turned : 0;
 
     for (unsigned disk = 1; disk <= ALL; disk <<= 1)
         if ((w->files | w->next_overlay | w->next_base) & ~needed & disk)
@@ -1003,28 +1015,56 @@ finally_merged(const struct world *w)
     return w->said_final & ~w->turned;
 }
 
+static unsigned
+has_data(const struct world *w)
+{
+    return w->data | (w->dead ? w->cut : 0);
+}
+
 /* Disks whose overlay is the current state, as far as names and files tell. */
 static unsigned
 live_overlays(const struct world *w)
 {
-    return ALL & ~finally_merged(w) & (w->turned | w->cut);
+    return ALL & ~finally_merged(w) & (w->turned | has_data(w));
 }
 
-/* The VM stopped in the middle of a merge: a deletion has to finish that when it runs. */
+/* A QEMU that was started before the recovery runs on these, or, if the VM was off, has done so. */
+static unsigned
+used_bases(const struct world *w)
+{
+    unsigned used = w->other && !w->dead ? ALL : w->offline ? w->base_written : 0;
+
+    return used & ~w->turned;
+}
+
+/* ... though their overlays have data, too: a person is asked. A merge writes to bases as well, so
+ * that it cannot be told afterwards. */
+static unsigned
+in_conflict(const struct world *w)
+{
+    unsigned used = w->other && !w->dead ? ALL : w->said_merging ? 0 : w->base_written;
+
+    return used & live_overlays(w) & ~w->turned;
+}
+
+/* The VM stopped in the middle of a merge, or was started in the middle of a snapshot: a deletion
+ * has to finish that when it runs. */
 static bool
-is_half_merged(const struct world *w)
+is_half(const struct world *w)
 {
     return w->operation != FREEZE && live_overlays(w) &&
-           (w->said_merging || w->operation == DELETE);
+           (w->said_merging || (used_bases(w) & ~live_overlays(w)));
 }
 
 static void
 offline_acts(const struct state *s, struct acts *acts)
 {
-    if (is_half_merged(&s->world))
+    const struct world *w = &s->world;
+
+    if (is_half(w))
         for (unsigned disk = 1; disk <= ALL; disk <<= 1)
-            if (!(finally_merged(&s->world) & disk))
-                turn(&s->world, disk, true, acts);
+            if (!((finally_merged(w) | used_bases(w)) & disk))
+                turn(w, disk, true, acts);
 }
 
 static void
@@ -1040,7 +1080,7 @@ doubt_acts(const struct state *s, struct acts *acts)
 {
     const struct world *w = &s->world;
 
-    if (w->dead)
+    if (w->dead || w->offline)
         for (unsigned disk = 1; disk <= ALL; disk <<= 1)
             turn(w, disk, w->cut, acts);
     else if (w->cut)
@@ -1103,7 +1143,7 @@ agent_ok(struct state *s)
 static void
 accept_begins(struct state *s)
 {
-    if (!s->memory.agent_known)
+    if (!s->memory.agent_known && !s->world.offline)
         s->memory.quiesce_failed = true;
 }
 
@@ -1175,7 +1215,8 @@ read_ok(struct state *s)
 
     if (!w->journal)
         return;
-    s->engine.conditions |= VF_IF_INTERRUPTED | (w->dead ? VF_IF_OFFLINE : VF_IF_QEMU);
+    s->engine.conditions |=
+        VF_IF_INTERRUPTED | (w->dead || w->offline || w->other ? VF_IF_OFFLINE : VF_IF_QEMU);
     if (w->said_froze && !w->said_thawed)
         s->engine.conditions |= VF_IF_THAW_OWED;
     s->memory.froze = w->said_froze;
@@ -1196,9 +1237,9 @@ connect_begins(struct state *s)
 }
 
 static void
-connect_ok(struct state *s)
+reached_ok(struct state *s)
 {
-    s->engine.conditions |= VF_IF_ONLINE;
+    s->engine.conditions |= s->world.no_vm ? VF_IF_STOPPED : VF_IF_ONLINE;
 }
 
 static void
@@ -1236,14 +1277,10 @@ offline_ok(struct state *s)
         decide(s, 0, THAWED);
     else if (!live_overlays(w))
         decide(s, VF_IF_FILES, ROLLED_BACK);
-    else if (!is_half_merged(w))
+    else if (is_half(w))
+        decide(s, VF_IF_FILES, NO_ACTION);
+    else
         decide(s, VF_IF_FORWARD, ROLLED_FORWARD);
-}
-
-static void
-reached_ok(struct state *s)
-{
-    s->engine.conditions |= s->world.no_vm ? VF_IF_STOPPED : VF_IF_ONLINE;
 }
 
 static void
@@ -1283,7 +1320,7 @@ look_at_restore_ok(struct state *s)
 static bool
 verify_refuses(const struct state *s)
 {
-    return s->world.cut != ALL || s->world.turned != ALL;
+    return (s->world.cut != ALL && !s->world.offline) || s->world.turned != ALL;
 }
 
 static bool
@@ -1303,13 +1340,19 @@ graph_refuses(const struct state *s)
 static bool
 merge_refuses(const struct state *s)
 {
-    return s->world.turned & ~s->world.cut;
+    return !s->world.offline && (s->world.turned & ~s->world.cut);
 }
 
 static bool
 undo_files_refuses(const struct state *s)
 {
     return s->world.jobs;
+}
+
+static bool
+offline_refuses(const struct state *s)
+{
+    return in_conflict(&s->world);
 }
 
 static bool
@@ -1344,7 +1387,7 @@ struct model {
 };
 
 static const struct model models[] = {
-    {"connect", .peer = QEMU, .begins = connect_begins, .ok = connect_ok},
+    {"connect", .peer = QEMU, .begins = connect_begins, .ok = reached_ok},
     {"look", .peer = QEMU},
     {"plan", .peer = US},
     {"state", .peer = US},
@@ -1408,7 +1451,8 @@ static const struct model recovery_models[] = {
     {"thaw-more", .peer = AGENT, .acts = thaw_acts, .begins = thaw_again_begins, .thaws = true,
      .without_qemu = true},
     {"graph", .peer = QEMU, .refuses = graph_refuses, .decides = true},
-    {"offline", .peer = US, .acts = offline_acts, .ok = offline_ok, .refused_partly = true},
+    {"offline", .peer = US, .acts = offline_acts, .ok = offline_ok, .refuses = offline_refuses,
+     .refused_partly = true},
     {"turn", .peer = US, .acts = turn_acts, .refused_partly = true},
     {"let-go", .peer = QEMU, .acts = let_go_acts},
     {"close", .peer = US, .acts = close_recovery_acts, .refused_partly = true},
@@ -1749,7 +1793,9 @@ static void
 list_options(const struct state *s, struct options *options)
 {
     const struct model *model = s->model;
-    bool gone = s->world.dead && model->peer != US && !model->without_qemu;
+    /* Of a stopped VM all but names goes with its storage daemon. */
+    bool names_alone = s->world.offline && s->engine.unwinding;
+    bool gone = s->world.dead && model->peer != US && !model->without_qemu && !names_alone;
     struct acts acts;
 
     options->count = 0;
@@ -2031,7 +2077,7 @@ check_snapshot_end(const struct state *s)
     const struct memory *m = &s->memory;
 
     if (m->recorded) {
-        must(w->turned == ALL && w->files == ALL && (w->cut == ALL || w->dead),
+        must(w->turned == ALL && w->files == ALL && (w->cut == ALL || w->dead || w->offline),
              "a snapshot is told to be taken, and is not whole");
         must(is_ready(w), "a snapshot is told to be taken, and its record says something else");
         if (w->record == SUCCEEDED)
@@ -2084,13 +2130,20 @@ check_served(const struct state *s)
             must(table->undos[i].unless & s->engine.owed, "a debt is not served");
 }
 
+/* Two images of one disk have data that the other has not. */
+static bool
+asks_somebody(const struct state *s)
+{
+    return (recovers(s) || deletes(s)) && in_conflict(&s->world);
+}
+
 static void
 check_end(const struct state *s)
 {
     struct state landed = *s;
 
     check_served(s);
-    if (!s->memory.faults)
+    if (!s->memory.faults && !asks_somebody(s))
         must(!s->engine.owed && s->engine.cause == VF_CAUSE_NONE,
              "no fault, but something is owed");
     /* Whatever is still under way happens. */
@@ -2112,7 +2165,7 @@ check_end(const struct state *s)
         must(s->world.held && s->world.frozen && s->world.journal, "no fault and no freeze");
     if (deletes(s) && !s->memory.faults)
         must(s->world.record == NO_RECORD && !s->world.journal, "no fault and no deletion");
-    if (recovers(s) && !s->memory.faults)
+    if (recovers(s) && !s->memory.faults && !asks_somebody(s))
         must(!s->world.journal, "a recovery that nothing disturbed leaves a journal");
 }
 
@@ -2487,6 +2540,36 @@ recovery_of(const struct world *w)
     return w->journal && w->operation == RESTORE ? &vf_restore_recover_table : &vf_recover_table;
 }
 
+/* The VM is started before the recovery, with what the names lead to, and its guest writes. */
+static struct world
+started(struct world world)
+{
+    world.data = has_data(&world);
+    world.dead = false;
+    world.other = true;
+    world.cut = world.turned;
+    world.base_written |= ALL & ~world.turned;
+    return world;
+}
+
+static struct world
+stopped_again(struct world world)
+{
+    die(&world, true);
+    return world;
+}
+
+/* A VM that was started and stopped again, after an operation on a running one: whether its guest
+ * had written to a base before the cut or after it, no file tells if it wrote nothing else; nor
+ * whether it was the guest, where a merge had begun. */
+static bool
+is_beyond_knowledge(const struct world *w)
+{
+    unsigned told = w->said_merging ? 0 : w->offline ? ALL : has_data(w);
+
+    return w->other && w->dead && (w->base_written & ~told);
+}
+
 static void
 play_recoveries(void)
 {
@@ -2502,7 +2585,20 @@ play_recoveries(void)
 
         if (world.operation == DELETE) /* has a recovery of its own */
             continue;
+        if (world.offline && world.no_vm) /* the storage daemon dies with us */
+            continue;
+        if (is_beyond_knowledge(&world))
+            continue;
         sequences += explore_from(recovery_of(&world), &world, 0);
+        if (world.operation != SNAPSHOT || !world.journal || !world.dead || world.other)
+            continue;
+        struct world again = started(world);
+
+        sequences += explore_from(recovery_of(&again), &again, 0);
+        if (!world.offline) /* who had written to a base by then cannot be known */
+            continue;
+        again = stopped_again(again);
+        sequences += explore_from(recovery_of(&again), &again, 0);
     }
     if (!ok(!violation, "recovery after every crash: every sequence of outcomes"))
         diag("%s: %s", violation, violation_path);
@@ -2527,6 +2623,7 @@ main(void)
     const struct world nothing = {.operation = SNAPSHOT};
     const struct world a_snapshot = {
         .operation = DELETE, .record = SUCCEEDED, .files = ALL, .turned = ALL, .cut = ALL};
+    const struct world offline = {.operation = SNAPSHOT, .no_vm = true, .offline = true};
     const struct world by_hand = {.operation = FREEZE};
     const struct world to_restore = {.operation = RESTORE};
     const struct world to_restore_offline = {.operation = RESTORE, .no_vm = true};
@@ -2545,6 +2642,7 @@ main(void)
     agent_answers = agent_is_there;
     play("snapshot with an agent", &vf_snapshot_table, nothing, 0);
     play("snapshot with an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);
+    play("snapshot of a VM that is not running", &vf_snapshot_table, offline, 0);
     play("freeze", &vf_freeze_table, by_hand, 0);
     play("delete", &vf_delete_table, a_snapshot, 0);
     play("restore", &vf_restore_table, to_restore, 0);
