@@ -7,6 +7,7 @@ Whatever happened: the disk's name opens what the guest wrote last, and in the e
 """
 
 import os
+import re
 import signal
 import sys
 
@@ -83,6 +84,26 @@ def launchers_nodes(t):
                         wrong.append(f"restarted: {vm.sees('web', 2)} {records(vm)}")
                 t.is_(wrong, [], f"{form.__name__}, started since: killed at {point}"
                       + (", QEMU is started again" if again else ""))
+
+
+def number_used_again(t):
+    """The file system gives the number of an overlay that is gone to an image of another VM."""
+    wrong = []
+    with Qemu(drive("web")) as vm, Qemu(drive("other"), ["other.qcow2"]) as other:
+        deep(vm)
+        vm.take("one")
+        vm.write("web", 2, 1)
+        killed_at(vm, "graft", "delete", "@one")
+        journal, = vm.journal()
+        number = f'"overlayInode": {other.inode("other.qcow2")}'
+        journal.write_text(re.sub(r'"overlayInode": ?\d+', number, journal.read_text()))
+        record, = vm.state.glob("vms/*/records/one.json")
+        record.write_text(re.sub(r'"overlayInode": ?\d+', number, record.read_text()))
+        recover(vm, wrong, "first")
+        wrong += left_over(vm, ["web.qcow2"])
+        if vm.sees("web", 2) != [1, 2] or records(vm):
+            wrong.append(f"{vm.sees('web', 2)} {records(vm)}")
+    t.is_(wrong, [], "the number of an overlay that is gone is another file's by now")
 
 
 # --- names that are not turned -----------------------------------------------------
@@ -230,7 +251,7 @@ def half_undone(t):
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (launchers_nodes, new_file, unplugged, second_fails, half_undone):
+        for part in (launchers_nodes, number_used_again, new_file, unplugged, second_fails, half_undone):
             if only in part.__name__:
                 part(t)
 
