@@ -93,23 +93,31 @@ is_disk(const struct vf_cut *cut, const struct vf_disk *disk, const struct vf_pl
     return strcmp(place->path, cut->names.overlay) == 0 || strcmp(disk->name, cut->name) == 0;
 }
 
-static void
+/* False if it may be plugged in, but its image is not where it should be. */
+static bool
 find_disk(struct vf_flow *flow, const struct vf_cut *cut, struct family *family)
 {
     for (size_t i = 0; i < flow->plan.count; i++) {
         const struct vf_disk *disk = &flow->plan.disks[i];
-        struct vmfrost_error ignored = {.code = VMFROST_OK};
+        struct vmfrost_error error = {.code = VMFROST_OK};
         struct vf_place place = {0};
 
         if (!disk->node || !disk->file)
             continue;
-        if (vf_disk_place(flow, disk, &place, &ignored) && is_disk(cut, disk, &place)) {
+        bool placed = vf_disk_place(flow, disk, &place, &error);
+
+        if (placed && is_disk(cut, disk, &place)) {
             family->disk = disk;
             family->place = place;
-            return;
+            return true;
         }
         vf_place_release(&place);
+        if (!placed && !disk->encrypted && strcmp(disk->name, cut->name) == 0) {
+            vf_prefix(&error, "disk %s", disk->name);
+            return vf_note_error(flow, &error);
+        }
     }
+    return true;
 }
 
 static const struct vf_image *
@@ -180,6 +188,19 @@ is_cloned(struct vf_flow *flow, const struct vf_cut *cut, struct json_object *cl
     return true;
 }
 
+/* The image of a snapshot that records know by this inode, wherever it is. */
+static const struct vf_image *
+known_as(const struct family *family, struct vf_inode inode)
+{
+    for (size_t i = 0; i < family->tree.count; i++) {
+        const struct vf_image *image = image_at(family, i);
+
+        if (image->snapshot && vf_inode_equal(image->recorded.inode, inode))
+            return image;
+    }
+    return NULL;
+}
+
 /* Whether anything that is not the VM's own builds on the image. */
 static bool
 nobody_else_builds_on(struct vf_flow *flow, const struct vf_cut *cut, const struct family *family)
@@ -192,8 +213,14 @@ nobody_else_builds_on(struct vf_flow *flow, const struct vf_cut *cut, const stru
             return false;
     if (!vf_tree_outsiders(&family->tree, family->sealed, &path))
         return true;
+    const struct vf_image *lost = known_as(family, vf_inode_of(path));
+
     vf_note(flow, VMFROST_FAILED, "disk %s: %s builds on %s", cut->name, path, cut->names.sealed);
-    vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '' %s)", path);
+    if (lost)
+        vf_advise(flow, "that is the image of snapshot %s: give it its name back: ln '%s' '%s'",
+                  lost->snapshot, path, lost->path);
+    else
+        vf_advise(flow, "remove it first, or make it stand alone (qemu-img rebase -b '' %s)", path);
     return false;
 }
 
@@ -518,6 +545,22 @@ nobody_else_uses(struct vf_flow *flow, const struct vf_cut *cut, const struct vf
     return false;
 }
 
+/* A name that is turned or removed has to be that of the file itself. */
+static bool
+is_no_link(struct vf_flow *flow, const struct vf_cut *cut, const char *path)
+{
+    VF_AUTO_FREE char *real = realpath(path, NULL);
+    struct stat about;
+
+    if (lstat(path, &about) < 0 || !S_ISLNK(about.st_mode) || stat(path, &about) < 0 ||
+        !S_ISREG(about.st_mode))
+        return true;
+    vf_note(flow, VMFROST_FAILED, "disk %s: %s is a symbolic link to %s now", cut->name, path,
+            real ? real : "?");
+    vf_advise(flow, "give the file its name back: mv '%s' '%s'", real ? real : "FILE", path);
+    return false;
+}
+
 static bool
 choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
 {
@@ -537,6 +580,8 @@ choose_ways(struct vf_flow *flow, size_t at, const struct family *family)
             vf_advise(flow, "delete it when the VM has been stopped or started again");
             return false;
         }
+        if (!is_no_link(flow, cut, image_at(family, child)->path))
+            return false;
         if (!image_at(family, child)->own)
             return refuse(flow, cut, "an image that is none of this VM's builds on it",
                           "vmfrost verify");
@@ -576,6 +621,24 @@ is_readable(struct vf_flow *flow, const struct vf_cut *cut, const struct family 
     return true;
 }
 
+/* Its image is not there: a deletion before this one came so far. Or it was moved away or lost, and
+ * then something still builds on it. */
+static bool
+is_gone(struct vf_flow *flow, const struct vf_cut *cut, const struct family *family)
+{
+    size_t child = vf_tree_children(&family->tree, family->sealed, VF_NO_IMAGE);
+
+    if (child == VF_NO_IMAGE)
+        return true;
+    vf_note(flow, VMFROST_FAILED, "disk %s: %s is missing, and %s builds on it", cut->name,
+            cut->names.sealed, image_at(family, child)->path);
+    vf_advise(flow,
+              "put it back from where it was moved to (see `vmfrost status %s`), or from a "
+              "backup",
+              flow->vm.name);
+    return false;
+}
+
 static bool
 choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
 {
@@ -584,9 +647,8 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
     struct vmfrost_error error = {.code = VMFROST_OK};
 
     cut->elsewhere = true;
-    find_disk(flow, cut, &family);
-    if (cut->naming == VF_NAMING_FLIP && !vf_inode_of(cut->names.sealed).number)
-        return true; /* gone: a deletion before this one came so far */
+    if (!find_disk(flow, cut, &family))
+        return false;
     VF_AUTO_FREE char *joined = vf_joined_name(flow, cut, records);
 
     if (joined)
@@ -599,11 +661,15 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
     if (!vf_tree_read(records, cut->name, current, &family.tree, &error))
         return vf_note_error(flow, &error);
     family.sealed = vf_tree_find_snapshot(&family.tree, flow->snapshot_name);
+    if (cut->naming == VF_NAMING_FLIP && !vf_inode_of(cut->names.sealed).number)
+        return is_gone(flow, cut, &family);
     if (family.sealed == VF_NO_IMAGE || image_at(&family, family.sealed)->problem)
         return refuse(flow, cut,
                       family.sealed == VF_NO_IMAGE ? "its image is not found"
                                                    : image_at(&family, family.sealed)->problem,
                       "vmfrost verify");
+    if (!is_no_link(flow, cut, cut->names.sealed))
+        return false;
     if (cut->base.number && !vf_inode_equal(image_at(&family, family.sealed)->inode, cut->base)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: %s is not the image that was sealed", cut->name,
                 cut->names.sealed);

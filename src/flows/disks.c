@@ -33,7 +33,33 @@ leave_out(struct json_object *document, enum vf_reason reason, const char *why)
 }
 
 static struct json_object *
-describe(struct vf_flow *flow, const struct vf_disk *disk)
+find(struct json_object *document, const char *disk)
+{
+    struct json_object *disks = vf_json_array(document, "disks");
+
+    for (size_t i = 0; i < vf_json_length(disks); i++) {
+        const char *name = vf_json_string(vf_json_at(disks, i), "name");
+
+        if (name && strcmp(name, disk) == 0)
+            return vf_json_at(disks, i);
+    }
+    return NULL;
+}
+
+/* What was known of a disk whose image has lost its name, or has another one's: that is put right,
+ * and what the launcher opens then is what it was. */
+static struct json_object *
+as_before(struct json_object *before, const struct vf_disk *disk)
+{
+    struct json_object *old = find(before, disk->name);
+    const char *device = vf_json_string(old, "device");
+    bool same = device && disk->qdev && strcmp(device, disk->qdev) == 0;
+
+    return same && vf_json_bool(old, "eligible", false) ? json_object_get(old) : NULL;
+}
+
+static struct json_object *
+describe(struct vf_flow *flow, const struct vf_disk *disk, struct json_object *before)
 {
     struct json_object *document =
         vf_json_strings("name", disk->name, "format", disk->format, "device", disk->qdev, NULL);
@@ -48,6 +74,14 @@ describe(struct vf_flow *flow, const struct vf_disk *disk)
                         disk->reason == VF_OUT_STORAGE_CLASS;
     bool placed = could_be_cut && vf_disk_place(flow, disk, &place, &error);
 
+    struct json_object *kept =
+        could_be_cut && !placed && disk->reason == VF_INCLUDED ? as_before(before, disk) : NULL;
+
+    if (kept) {
+        json_object_put(document);
+        vf_place_release(&place);
+        return kept;
+    }
     if (placed) {
         vf_json_add_string(document, "naming", naming_name(place.naming));
         vf_json_add_string(document, "link", place.link);
@@ -76,20 +110,6 @@ may_write(const struct vf_flow *flow)
     VF_AUTO_JSON struct json_object *holder = vf_vm_holder(&flow->vm);
 
     return !holder;
-}
-
-static struct json_object *
-find(struct json_object *document, const char *disk)
-{
-    struct json_object *disks = vf_json_array(document, "disks");
-
-    for (size_t i = 0; i < vf_json_length(disks); i++) {
-        const char *name = vf_json_string(vf_json_at(disks, i), "name");
-
-        if (name && strcmp(name, disk) == 0)
-            return vf_json_at(disks, i);
-    }
-    return NULL;
 }
 
 /* A QEMU that knows its image by a hidden name of ours does not tell by which one it is started. */
@@ -138,7 +158,7 @@ vf_disks_note(struct vf_flow *flow)
 
         vf_flow_time(flow, vf_now_us(), now);
         for (size_t i = 0; i < plan.count; i++) {
-            json_object_array_add(disks, describe(flow, &plan.disks[i]));
+            json_object_array_add(disks, describe(flow, &plan.disks[i], before));
             keep_link(vf_json_at(disks, i), before);
         }
         vf_json_add_string(document, "seen", now);

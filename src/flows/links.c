@@ -363,6 +363,7 @@ vf_links_sweep(struct vf_flow *flow)
         const char *path = vf_json_string(link, "path");
         struct stat about;
 
+        error = (struct vmfrost_error){.code = VMFROST_OK};
         if (lstat(path, &about) < 0)
             continue;
         if (is_needed(link)) {

@@ -21,6 +21,7 @@
 #include "util/mem.h"
 #include "util/text.h"
 #include "vm/qcow2.h"
+#include "vm/tree.h"
 #include "wire/dial.h"
 
 /* Reaching the VM, whether it runs or not. */
@@ -265,6 +266,19 @@ vf_image_options(const char *file, const char *format, const char *node)
     return options;
 }
 
+bool
+vf_can_be_opened(struct vf_flow *flow, const char *disk, const char *file, const char *format)
+{
+    VF_AUTO_FREE char *trouble = vf_chain_trouble(file, format);
+
+    if (!trouble)
+        return true;
+    vf_note(flow, VMFROST_FAILED, "disk %s: %s", disk, trouble);
+    vf_advise(flow, "put that right first: see `vmfrost verify %s` and `vmfrost status %s`",
+              flow->vm.name, flow->vm.name);
+    return false;
+}
+
 /* By the name by which the launcher opens it, as long as that is a name of the image: what is
  * relative in its header is looked for beside it. */
 static const char *
@@ -318,12 +332,15 @@ open_next(struct vf_flow *flow)
                   vf_json_string(known, "name"), file ? file : "its image");
         return;
     }
-    if (!is_as_declared(flow, known, file)) {
+    const char *to_open = name_to_open(known, file);
+
+    if (!vf_can_be_opened(flow, vf_json_string(known, "name"), to_open, format) ||
+        !is_as_declared(flow, known, file)) {
         vf_end(flow, VF_REFUSED);
         return;
     }
     VF_AUTO_FREE char *node = vf_printf("vfd%zu", flow->at);
-    struct json_object *options = vf_image_options(name_to_open(known, file), format, node);
+    struct json_object *options = vf_image_options(to_open, format, node);
 
     /* Whoever only looks does not keep a VM from being started meanwhile: even a reader's locks
      * would. */

@@ -119,6 +119,14 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
         vf_place_release(&place);
         return false;
     }
+    /* Its file's node is opened anew when it becomes read-only. */
+    if (place.naming == VF_NAMING_FLIP && !place.opened_by_name && !disk->file_named) {
+        vf_fail(error, VMFROST_FAILED, "QEMU knows %s by the name %s, which is gone", place.path,
+                disk->file);
+        vf_hint(error, "give it that name back: ln '%s' '%s'", place.path, disk->file);
+        vf_place_release(&place);
+        return false;
+    }
     VF_GROW(flow->cuts, flow->cut_count);
     struct vf_cut *cut = &flow->cuts[flow->cut_count];
 

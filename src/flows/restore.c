@@ -193,9 +193,9 @@ plan_without_others(struct vf_flow *flow, const struct choice *choice)
     return vf_plan_facts(flow, &flow->error);
 }
 
-/* The image of the snapshot is there, and is what it was. */
+/* The image of the snapshot is what it was. */
 static bool
-is_whole(struct vf_flow *flow, const struct vf_cut *target)
+is_as_sealed(struct vf_flow *flow, const struct vf_cut *target)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
     const char *path = target->names.sealed;
@@ -204,6 +204,8 @@ is_whole(struct vf_flow *flow, const struct vf_cut *target)
 
     if (path[0] != '/') /* no file */
         return true;
+    if (!vf_can_be_opened(flow, target->name, path, target->format))
+        return false;
     if (stat(path, &about) < 0)
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot look at %s: %s", target->name, path,
                        strerror(errno));
@@ -237,6 +239,16 @@ is_whole(struct vf_flow *flow, const struct vf_cut *target)
     return vf_note(flow, VMFROST_FAILED,
                    "disk %s: %s is not what the snapshot's record says: %lld bytes large, not %lld",
                    target->name, path, (long long)size, (long long)target->size);
+}
+
+static bool
+is_whole(struct vf_flow *flow, const struct vf_cut *target)
+{
+    if (is_as_sealed(flow, target))
+        return true;
+    vf_advise(flow, "see `vmfrost verify %s` and `vmfrost status %s`", flow->vm.name,
+              flow->vm.name);
+    return false;
 }
 
 static bool

@@ -41,8 +41,13 @@ on_opened(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 open_image(struct vf_flow *flow)
 {
-    vf_ask(flow, "blockdev-add", vf_image_options(flow->side.graft->upper, "qcow2", VF_SIDE_NODE),
-           on_opened);
+    const struct vf_graft *graft = flow->side.graft;
+
+    if (vf_can_be_opened(flow, flow->cuts[graft->cut].name, graft->upper, "qcow2"))
+        vf_ask(flow, "blockdev-add", vf_image_options(graft->upper, "qcow2", VF_SIDE_NODE),
+               on_opened);
+    else
+        vf_end(flow, VF_REFUSED);
 }
 
 static void

@@ -29,6 +29,9 @@ bool vf_seems_stopped(struct vf_flow *flow);
 void vf_look_offline(struct vf_flow *flow);
 /* The daemon has held the locks of the stopped VM's images all the time; else the step ends. */
 bool vf_daemon_holds(struct vf_flow *flow);
+/* Nothing that can be seen of an image and of all that it builds on keeps QEMU from opening it, or
+ * hangs it; else false with the error noted. */
+bool vf_can_be_opened(struct vf_flow *flow, const char *disk, const char *file, const char *format);
 /* blockdev-add's options for an image with all that it builds on. Owned by the caller. */
 struct json_object *vf_image_options(const char *file, const char *format, const char *node);
 /* Gives the file the mode of `model`, and its owner and group, as far as this process may: `same_r`

@@ -94,7 +94,7 @@ load_record(struct vf_flow *flow)
         return false;
     }
     return vf_cuts_parse(flow, vf_json_array(record, "cuts")) ||
-           vf_note(flow, VMFROST_FAILED, "its record does not say which images it is made of");
+           vf_record_unclear(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
 }
 
 /* "vda, data". Owned by the caller. */
@@ -115,6 +115,7 @@ static bool
 choose_disks(struct vf_flow *flow)
 {
     struct vf_using *using = flow->using;
+    struct vmfrost_error error = {.code = VMFROST_OK};
 
     for (size_t i = 0; i < flow->cut_count; i++) {
         if (using->disk && strcmp(using->disk, flow->cuts[i].name) != 0)
@@ -131,7 +132,7 @@ choose_disks(struct vf_flow *flow)
     if (using->disk)
         return vf_note(flow, VMFROST_FAILED, "the snapshot has no disk \"%s\"; it has %s",
                        using->disk, names);
-    return vf_note(flow, VMFROST_FAILED, "its record does not say which images it is made of");
+    return vf_record_unclear(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
 }
 
 /* Holds one image of a chain. */
@@ -141,8 +142,12 @@ hold(struct vf_flow *flow, const struct vf_cut *cut, const struct vf_image *imag
     struct vf_using *using = flow->using;
     struct vmfrost_error error = {.code = VMFROST_OK};
 
-    if (image->problem)
-        return vf_note(flow, VMFROST_FAILED, "disk %s: %s", cut->name, image->problem);
+    if (image->problem) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: %s", cut->name, image->problem);
+        vf_advise(flow, "see `vmfrost verify %s` and `vmfrost status %s`", flow->vm.name,
+                  flow->vm.name);
+        return false;
+    }
     if (*image->path != '/') {
         vf_note(flow, VMFROST_FAILED, "disk %s: %s is no file of this host", cut->name,
                 image->path);

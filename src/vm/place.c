@@ -510,6 +510,18 @@ find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmf
     VF_AUTO_FREE char *visible = vf_printf("%s/%s", real_folder ? real_folder : folder, name);
     struct vf_inode current = vf_inode_of(visible);
 
+    struct stat about;
+
+    if (lstat(visible, &about) == 0 && S_ISLNK(about.st_mode) && place->opened_by_name &&
+        stat(visible, &about) == 0 && vf_inode_equal(inode_in(&about), inode)) {
+        /* The VM would be found at its next start, but that name is none to be turned. */
+        VF_AUTO_FREE char *target = real_path(visible);
+
+        vf_fail(error, VMFROST_FAILED, "%s is a symbolic link to %s now", visible,
+                target ? target : "its image");
+        return vf_hint(error, "give the file its name back: mv '%s' '%s'", target ? target : "FILE",
+                       visible);
+    }
     if (!vf_inode_known(current))
         return parted(place, visible, "does not exist any more, though it is the VM's disk", error);
     if (place->opened_by_name && !vf_inode_equal(current, inode))

@@ -682,3 +682,25 @@ vf_builds_on(const char *upper, const char *lower)
     }
     return builds;
 }
+
+char *
+vf_chain_trouble(const char *path, const char *format)
+{
+    const struct knowns none = {NULL, 0};
+    VF_CLEANUP(vf_tree_release) struct vf_tree tree = {0};
+
+    read_tree(&none, "", path, format, &tree);
+    for (size_t at = tree.current; at != VF_NO_IMAGE; at = tree.images[at].parent) {
+        switch (tree.images[at].trouble) {
+        case VF_TROUBLE_MISSING:
+        case VF_TROUBLE_UNREADABLE:
+        case VF_TROUBLE_LOOP:
+            return vf_strdup(tree.images[at].problem);
+        case VF_TROUBLE_NONE:
+        case VF_TROUBLE_OTHER:
+        case VF_TROUBLE_DAMAGED:
+            break;
+        }
+    }
+    return NULL;
+}

@@ -123,6 +123,10 @@ enum vf_builds {
 };
 enum vf_builds vf_builds_on(const char *upper, const char *lower);
 
+/* What keeps QEMU from opening an image with all that it builds on, or would hold it up for good (a
+ * FIFO), as a sentence for people; NULL: nothing that could be seen. Owned by the caller. */
+char *vf_chain_trouble(const char *path, const char *format);
+
 /* The absolute path of a backing file's name in the header of the image `path`, as QEMU finds it;
  * NULL if it is no file's name ("json:", "nbd:"), or relative to QEMU's own folder. Owned by the
  * caller. */

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-import shutil
+import socket
 import stat
 import sys
 import time
@@ -59,7 +59,7 @@ def case(t, vm, what, command, code, words, next_words=()):
         wrong.append(f"exit {out.code}, not {code}")
     wrong += [f"it does not say {word!r}" for word in map(str, words) if word not in text]
     wrong += [f"it does not advise {word!r}" for word in map(str, next_words) if word not in out.next]
-    if code and not out.next and not words:
+    if code and not out.next:
         wrong.append("no next step")
     after = look(vm.disks)
     wrong += [f"{name}: {before.get(name)} -> {after.get(name)}"
@@ -345,9 +345,109 @@ def state_files(t):
                     case(t, vm, f"of a stopped VM, disks.json: {kind}", command, 1, [path], ("it",))
 
 
+# --- images -----------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def instead(path, kind):
+    """Something in the place of an image, which is aside meanwhile."""
+    aside = path.with_name("aside.qcow2")
+    path.rename(aside)
+    try:
+        if kind == "a link":
+            path.symlink_to(aside)
+        elif kind == "another image":
+            make_image(path)
+        elif kind == "a socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+        elif kind != "nothing":
+            put(path, kind)
+        yield aside
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        aside.rename(path)
+
+
+NO_FILE = "is neither a file nor a block device"
+# What is there instead: what is said of it.
+CURRENT = {"fifo": NO_FILE, "folder": NO_FILE, "a socket": NO_FILE, "nothing": "is missing",
+           "garbage": "is not a sound qcow2 image"}
+SEALED = {**CURRENT, "garbage": " is not ", "another image": " is not ",
+          "a link": "is a symbolic link to"}
+
+
+def ready(vm, name):
+    record = json.loads(record_path(vm, name).read_text())
+    return record["readyToUse"], record.get("deleting", False)
+
+
+def odd_current(t):
+    """The current image of a stopped VM is something else, or cannot be opened."""
+    with chain() as vm:
+        vm.kill()
+        vm.vmfrost("recover")
+        for command in ("snapshot", "@new"), ("check",), ("delete", "@one"), ("delete", "@two"), \
+                       ("restore", "@one"):
+            for kind, words in CURRENT.items():
+                with instead(vm.disks / "web.qcow2", kind):
+                    case(t, vm, f"stopped, {kind} for the current image", command, 1,
+                         [words, vm.disks / "web.qcow2", "disk web"], ["verify"])
+        t.is_([ready(vm, name) for name in ("one", "two")], [(True, False)] * 2,
+              "no deletion has begun")
+
+
+def odd_sealed(t):
+    """A snapshot's image is something else."""
+    with chain(("one", "two", "three")) as vm:
+        image = vm.disks / "web@two.qcow2"
+        for running in (True, False):
+            if not running:
+                vm.kill()
+                vm.vmfrost("recover")
+            state = "running" if running else "stopped"
+            for kind, words in SEALED.items():
+                with instead(image, kind):
+                    readers = [] if kind == "a link" else [
+                        ("export", "@two", str(vm.folder / "out")),
+                        ("clone", "@two", str(vm.folder / "out")), ("restore", "@two", "--reset")]
+                    for command in ("delete", "@two"), *readers:
+                        case(t, vm, f"{state}, {kind} for a sealed image", command, 1,
+                             [words, image], ["mv " if kind == "a link" else "vmfrost "])
+                    if kind not in ("garbage", "another image"):  # which builds on nothing
+                        case(t, vm, f"{state}, {kind} for the image above", ("delete", "@one"), 1,
+                             ["disk web"], ["ln " if kind == "nothing" and running else
+                                            "mv " if kind == "a link" else "vmfrost "])
+                    case(t, vm, f"{state}, {kind} for a sealed image", ("status",), 0,
+                         [] if kind in ("a link", "garbage") else [image])
+            t.is_([ready(vm, name) for name in ("one", "two", "three")], [(True, False)] * 3,
+                  f"{state}: no deletion has begun")
+        for name in ("two", "one", "three"):
+            vm.delete(name)
+        t.is_(vm.read("web.qcow2"), [1, 2, 3, 0, 0, 0, 0, 0], "put right: all are deleted")
+
+
+def lost_name(t):
+    """A running VM's image has lost its name, and somebody looks: it has it again, and the VM is
+    stopped."""
+    with chain() as vm:
+        with instead(vm.disks / "web.qcow2", "nothing"):
+            case(t, vm, "running, without the current image's name", ("status",), 0,
+                 ["does not exist any more"])
+            case(t, vm, "running, without the current image's name", ("snapshot", "@new"), 1,
+                 ["does not exist any more", vm.disks / "web.qcow2"], ["somebody"])
+        vm.kill()
+        case(t, vm, "the name is back, and the VM is stopped", ("check",), 0, [])
+        vm.take("three")
+        t.ok("web@three.qcow2" in vm.names(), "... and a snapshot is taken")
+
+
 def main():
     with Tap() as t:
-        for part in (planted_records, planted_links, state_files):
+        for part in (planted_records, planted_links, state_files, odd_current, odd_sealed,
+                     lost_name):
             if ONLY in part.__name__:
                 began = time.monotonic()
                 part(t)

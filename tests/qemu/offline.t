@@ -363,7 +363,7 @@ def missing(t):
     with Stopped() as vm:
         data = vm.disks / "data.qcow2"
         data.rename(vm.folder / "away")
-        refused(t, vm, "an image is missing", f"data.*{data}.*No such file", code=1)
+        refused(t, vm, "an image is missing", f"data.*{data}.*is missing", code=1)
         # What the words of QEMU are about, and not the names in them.
         blocks = vm.disks / "locks"
         blocks.mkdir()
@@ -371,7 +371,7 @@ def missing(t):
             [{"name": "data", "file": str(blocks / "data.qcow2"), "format": "qcow2"}]),
             state_dir=vm.state)
         out = lab.vmfrost("snapshot", "other", state_dir=vm.state)
-        t.ok(out.code == 1 and "No such file" in out.err and "somebody else" not in out.err,
+        t.ok(out.code == 1 and "is missing" in out.err and "somebody else" not in out.err,
              f"... in a folder with a name like that: {out.err}")
         blocks.rmdir()
         data.write_bytes(b"")
