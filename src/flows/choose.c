@@ -697,6 +697,10 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
         !vf_inode_equal(image_at(&family, family.tree.current)->inode, family.place.inode))
         return refuse(flow, cut, "QEMU does not run on the current image of this chain",
                       "vmfrost status");
+    if (!vf_folder_allows(cut->names.sealed, cut->naming == VF_NAMING_FLIP, &error)) {
+        vf_prefix(&error, "disk %s", cut->name);
+        return vf_note_error(flow, &error);
+    }
     return is_idle(flow, cut, &family) && nobody_else_builds_on(flow, cut, &family) &&
            choose_ways(flow, at, &family);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "util/cleanup.h"
+#include "util/file.h"
 #include "util/mem.h"
 
 struct vf_plan_input
@@ -84,6 +85,18 @@ vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place 
     return placed;
 }
 
+bool
+vf_folder_allows(const char *image, bool by_us, struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(image);
+    const char *why = vf_unwritable(folder, by_us);
+
+    if (!why)
+        return true;
+    vf_fail(error, VMFROST_FAILED, "the folder %s cannot be written to: %s", folder, why);
+    return vf_hint(error, "put that right first: names of images in it have to change");
+}
+
 /* Two new files can want one name: disk.raw and disk.img lie in one folder. */
 static bool
 is_alone(const struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_error *error)
@@ -140,7 +153,8 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
 
     if (has_sealed_name(flow, cut))
         made.sealed = NULL;
-    return vf_names_free(&made, error) && is_alone(flow, cut, error);
+    return vf_names_free(&made, error) && is_alone(flow, cut, error) &&
+           vf_folder_allows(cut->names.overlay, cut->naming == VF_NAMING_FLIP, error);
 }
 
 /* A disk that cannot be named safely is no reason to take a snapshot without it: it was eligible,

@@ -5,8 +5,10 @@
  * The record says what is known and no more: "consistent" is the word for a snapshot during which
  * as many file systems were thawed as had been frozen and nothing disturbed the window.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "flows/group.h"
 #include "flows/steps.h"
@@ -14,6 +16,10 @@
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
+
+/* A journal, a record and a list of links, some of them while their predecessors are still there.
+ */
+enum { STATE_LEAST = 256 * 1024 };
 
 /* The journal. */
 
@@ -446,6 +452,25 @@ vf_record_make(struct vf_flow *flow, const char *name)
     vf_json_add_string(flow->record, "failureDeadline", deadline);
 }
 
+bool
+vf_state_has_room(struct vf_flow *flow)
+{
+    struct statvfs about;
+
+    if (statvfs(flow->vm.folder, &about) < 0)
+        return true;
+    unsigned long long free =
+        (unsigned long long)about.f_frsize * (geteuid() == 0 ? about.f_bfree : about.f_bavail);
+
+    if (free >= STATE_LEAST)
+        return true;
+    vf_note(flow, VMFROST_FAILED,
+            "cannot keep a record in %s: %s (%llu KiB are free, and %d KiB may be needed)",
+            flow->vm.folder, strerror(ENOSPC), free / 1024, STATE_LEAST / 1024);
+    vf_advise(flow, "make room there first");
+    return false;
+}
+
 /* The operation is accepted: from here on there is a record, and a journal before it. Owes
  * VF_OWE_RECORD. */
 void
@@ -454,6 +479,10 @@ vf_step_accept(struct vf_flow *flow)
     if (vf_failed(&flow->error)) { /* only where the table went on in spite of it */
         flow->quiesce_failed = true;
         vf_absolve(flow);
+    }
+    if (!vf_state_has_room(flow)) {
+        vf_end(flow, VF_REFUSED);
+        return;
     }
     vf_record_make(flow, flow->snapshot_name);
     vf_end(flow, vf_journal_open(flow) && vf_record_write(flow, "InProgress", false) ? VF_OK
@@ -572,12 +601,25 @@ vf_step_close_up(struct vf_flow *flow)
     vf_end(flow, vf_journal_close_up(flow) ? VF_OK : VF_REFUSED);
 }
 
-/* The same, with the record of a snapshot that was not taken. */
+/* The record of a snapshot that was not taken; where it cannot be written, there is none. */
+static bool
+write_failed(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    return vf_record_write(flow, "Failed", false) ||
+           !vf_record_exists(&flow->vm, flow->snapshot_name) ||
+           vf_record_remove(&flow->vm, flow->snapshot_name, &error) || vf_note_error(flow, &error);
+}
+
+/* The same, with that record. */
 void
 vf_step_undo_record(struct vf_flow *flow)
 {
+    bool left = flow->engine.owed & ~(unsigned)VF_OWE_RECORD & ~flow->engine_pays;
+
     vf_conclude(flow);
-    if (flow->record && !vf_record_write(flow, "Failed", false))
+    if (flow->record && (left ? !vf_record_write(flow, "Failed", false) : !write_failed(flow)))
         vf_end(flow, VF_REFUSED);
     else
         vf_step_close_up(flow);

@@ -335,7 +335,8 @@ make_cut(struct vf_flow *flow, const struct vf_cut *target, const struct vf_disk
     set(&cut->names.backing, backing_name(target, place));
     if (!keep && cut->naming == VF_NAMING_FLIP)
         set(&cut->names.sealed, vf_printf("%s.old", cut->names.overlay));
-    if (vf_names_free(&cut->names, &error))
+    if (vf_names_free(&cut->names, &error) &&
+        vf_folder_allows(cut->names.overlay, cut->naming == VF_NAMING_FLIP, &error))
         return true;
     vf_prefix(&error, "disk %s", disk->name);
     return vf_note_error(flow, &error);
@@ -457,7 +458,7 @@ static void
 accept(struct vf_flow *flow)
 {
     flow->options.quiesce = VMFROST_QUIESCE_SKIP;
-    vf_end(flow, vf_journal_open(flow) ? VF_OK : VF_REFUSED);
+    vf_end(flow, vf_state_has_room(flow) && vf_journal_open(flow) ? VF_OK : VF_REFUSED);
 }
 
 /* The names. */
@@ -588,13 +589,17 @@ write_record(struct vf_flow *flow)
     if (!flow->record)
         vf_record_make(flow, flow->restore.keep);
     vf_json_add_string(flow->record, "restoredTo", flow->snapshot_name);
-    return vf_record_write(flow, "Succeeded", true);
+    if (vf_record_write(flow, "Succeeded", true))
+        return true;
+    vf_json_add_bool(flow->record, "readyToUse", false); /* the way back tries it again */
+    return false;
 }
 
 /* What the VM ran on is a snapshot now, or is gone. Pays VF_OWE_RECORD. */
 void
 vf_step_restored(struct vf_flow *flow)
 {
+    struct vmfrost_error before = flow->error;
     bool done = true;
 
     if (vf_failed(&flow->error)) /* what could not be tidied up is no failure of the restore */
@@ -607,6 +612,8 @@ vf_step_restored(struct vf_flow *flow)
     if (done && !flow->restore.keep)
         make_durable(flow);
     if (!done) {
+        if (!vf_failed(&flow->error)) /* on the way back nothing else is told */
+            flow->error = before;
         vf_end(flow, VF_REFUSED);
         return;
     }

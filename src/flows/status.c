@@ -322,17 +322,16 @@ check_folders(struct vf_flow *flow)
 {
     if (vf_failed(&flow->error)) /* only where a snapshot would go on in spite of it */
         vf_absolve(flow);
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        const struct vf_cut *cut = &flow->cuts[i];
-        VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
+    const char *why = vf_unwritable(flow->vm.folder, true);
 
-        if (cut->naming == VF_NAMING_FLIP && access(folder, W_OK) < 0) {
-            vf_refuse(flow, VMFROST_FAILED, "disk %s: the folder %s is not writable", cut->name,
-                      folder);
-            return;
-        }
+    if (why && access(flow->vm.folder, F_OK) == 0) {
+        vf_note(flow, VMFROST_FAILED, "the state folder %s cannot be written to: %s",
+                flow->vm.folder, why);
+        vf_advise(flow, "a snapshot has to write its record there: put that right first");
+        vf_end(flow, VF_REFUSED);
+        return;
     }
-    vf_end(flow, VF_OK);
+    vf_end(flow, vf_state_has_room(flow) ? VF_OK : VF_REFUSED);
 }
 
 static void

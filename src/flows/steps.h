@@ -57,6 +57,9 @@ bool vf_plan_facts(struct vf_flow *flow, struct vmfrost_error *error);
 struct vf_plan_input vf_plan_input_of(const struct vf_flow *flow);
 /* Its run state and migration let the VM's disks be changed. */
 bool vf_state_allows(struct vf_flow *flow, struct vmfrost_error *error);
+/* Names in the image's folder can change, as far as can be seen; `by_us`: it is us who change them.
+ * Else false with the error. */
+bool vf_folder_allows(const char *image, bool by_us, struct vmfrost_error *error);
 /* Where a disk's image lies; false with the reason why it cannot be cut. */
 bool vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place *place,
                    struct vmfrost_error *error);
@@ -257,6 +260,9 @@ struct json_object *vf_cuts_json(const struct vf_flow *flow);
 bool vf_cuts_parse(struct vf_flow *flow, struct json_object *array);
 /* Puts the error together from all that is known; once. */
 void vf_conclude(struct vf_flow *flow);
+/* There is room for what an operation has to write down before it may begin; else false with the
+ * error noted. Not for deletions, which make room. */
+bool vf_state_has_room(struct vf_flow *flow);
 /* A new record in flow->record, with what is known from the beginning. */
 void vf_record_make(struct vf_flow *flow, const char *name);
 /* The record of `snapshot` knows its sealed image `path` again, which was written to on purpose. */

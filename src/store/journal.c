@@ -79,10 +79,12 @@ append(struct vf_journal *journal, struct json_object *entry, bool first,
                        journal->path, JOURNAL_MOST / 1024 / 1024);
     VF_AUTO_FREE char *line = vf_printf("%s%s\n", first ? "" : "\n\n", plain);
 
-    if (!write_all(journal->fd, line, strlen(line)) || fdatasync(journal->fd) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", journal->path,
-                       strerror(errno));
-    return true;
+    if (write_all(journal->fd, line, strlen(line)) && fdatasync(journal->fd) == 0)
+        return true;
+    int number = errno;
+
+    vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", journal->path, strerror(number));
+    return vf_hint_unwritten(error, number);
 }
 
 bool
@@ -97,8 +99,12 @@ vf_journal_begin(struct vf_journal *journal, const struct vf_vm *vm, struct json
         vf_fail(error, VMFROST_FAILED, "an operation on %s was interrupted", vm->name);
         return vf_hint(error, "Finish it first: vmfrost recover %s", vm->name);
     }
-    if (fd < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot create %s: %s", path, strerror(errno));
+    if (fd < 0) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot create %s: %s", path, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     journal->path = VF_STEAL(path);
     journal->fd = fd;
     bool written = append(journal, first, true, error);
@@ -121,8 +127,12 @@ vf_journal_continue(struct vf_journal *journal, const struct vf_vm *vm, struct v
     VF_AUTO_FREE char *path = journal_path(vm);
     int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
 
-    if (fd < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot open %s: %s", path, strerror(errno));
+    if (fd < 0) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot open %s: %s", path, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     journal->path = VF_STEAL(path);
     journal->fd = fd;
     return true;

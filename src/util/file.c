@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,6 +66,36 @@ vf_read_trouble(int number)
     }
 }
 
+bool
+vf_hint_unwritten(struct vmfrost_error *error, int number)
+{
+    switch (number) {
+    case ENOSPC:
+    case EDQUOT:
+        return vf_hint(error, "make room there, then try again");
+    case EROFS:
+        return vf_hint(error, "it is mounted read-only: mount it for writing, then try again");
+    case EPERM:
+        return vf_hint(error, "is it somebody else's, or marked as immutable (lsattr)?");
+    default:
+        return false;
+    }
+}
+
+const char *
+vf_unwritable(const char *folder, bool by_us)
+{
+    VF_AUTO_FD int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int flags = 0;
+
+    /* Not every file system has them. */
+    if (fd >= 0 && ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & FS_IMMUTABLE_FL)
+        return "it is marked as immutable (chattr -i takes that away)";
+    if (flags & FS_APPEND_FL)
+        return "it is marked as append-only (chattr -a takes that away)";
+    return access(folder, W_OK | X_OK) < 0 && (by_us || errno == EROFS) ? strerror(errno) : NULL;
+}
+
 static bool
 write_all(int fd, const char *content, size_t length)
 {
@@ -89,16 +121,20 @@ vf_replace_file(const char *path, const char *content, size_t length, struct vmf
     unlink(temporary);
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
-    if (fd < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot create %s: %s", temporary, strerror(errno));
+    if (fd < 0) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot create %s: %s", temporary, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     bool written = write_all(fd, content, length) && fsync(fd) == 0;
     int written_errno = errno;
 
     close(fd);
     if (!written) {
         unlink(temporary);
-        return vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", temporary,
-                       strerror(written_errno));
+        vf_fail(error, VMFROST_FAILED, "cannot write %s: %s", temporary, strerror(written_errno));
+        return vf_hint_unwritten(error, written_errno);
     }
     if (rename(temporary, path) < 0) {
         vf_fail(error, VMFROST_FAILED, "cannot put %s in its place: %s", path, strerror(errno));

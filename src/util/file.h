@@ -16,6 +16,12 @@
 char *vf_read_file(const char *path, size_t most, size_t *length_r);
 /* What such an errno means, for people. */
 const char *vf_read_trouble(int number);
+/* Adds to the error that something could not be written what to do about it, where the errno tells.
+ * Always false. */
+bool vf_hint_unwritten(struct vmfrost_error *error, int number);
+/* Why nothing can be created, renamed or removed in the folder, whoever tries; `by_us`: by this
+ * process. NULL: nothing tells that it cannot. */
+const char *vf_unwritable(const char *folder, bool by_us);
 
 /* Writes `path` so that it has either its old or its new content after any crash:
  * temporary file beside it, fsync, rename, fsync of the folder. Mode 0600. */

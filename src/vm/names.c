@@ -274,9 +274,12 @@ vf_link(const char *from, const char *to, struct vf_inode inode, const struct vf
         return is_other(from, inode_in(&about), inode, error);
     vf_log(log, VMFROST_LOG_DEBUG, "file link %s -> %s", from, to);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (linkat(AT_FDCWD, path, AT_FDCWD, to, AT_SYMLINK_FOLLOW) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot link %s to %s: %s", from, to,
-                       strerror(errno));
+    if (linkat(AT_FDCWD, path, AT_FDCWD, to, AT_SYMLINK_FOLLOW) < 0) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot link %s to %s: %s", from, to, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     return true;
 }
 
@@ -298,9 +301,12 @@ vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_inode
 
     if (!nothing && !vf_inode_equal(target, replaced))
         return is_other(to, target, replaced, error);
-    if (rename(from, to) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot rename %s to %s: %s", from, to,
-                       strerror(errno));
+    if (rename(from, to) < 0) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot rename %s to %s: %s", from, to, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     /* Not before: the guest may be frozen. */
     vf_log(log, VMFROST_LOG_DEBUG, "file rename %s -> %s", from, to);
     return true;
@@ -330,7 +336,11 @@ vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log,
     if (!vf_inode_equal(found, inode))
         return is_other(path, found, inode, error);
     vf_log(log, VMFROST_LOG_DEBUG, "file unlink %s", path);
-    if (unlink(path) < 0 && errno != ENOENT)
-        return vf_fail(error, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(errno));
+    if (unlink(path) < 0 && errno != ENOENT) {
+        int number = errno;
+
+        vf_fail(error, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(number));
+        return vf_hint_unwritten(error, number);
+    }
     return true;
 }

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import LabError, Qemu, Tap, drive, make_image
+from bare import LabError, Qemu, Tap, drive, go_on, make_image, run
 
 ONLY = sys.argv[1] if len(sys.argv) > 1 else ""
 
@@ -444,10 +444,134 @@ def lost_name(t):
         t.ok("web@three.qcow2" in vm.names(), "... and a snapshot is taken")
 
 
+# --- nowhere to write -------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def small_state():
+    """A QEMU with two snapshots, whose state folder is a file system of its own; None: no."""
+    vm = Qemu(drive("web"))
+    vm.state.mkdir(mode=0o700)
+    done = run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", vm.state, check=False)
+    try:
+        if done.returncode:
+            yield None
+            return
+        with vm:
+            vm.write("web", 1)
+            vm.take("one")
+            vm.write("web", 2, 1)
+            vm.take("two")
+            yield vm
+    finally:
+        run("umount", "-l", vm.state, check=False)
+        vm.__exit__()
+
+
+@contextlib.contextmanager
+def full(vm):
+    """Nothing more can be written to the state folder."""
+    ballast = vm.state / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+NO_SPACE, READ_ONLY = "No space left on device", "Read-only file system"
+
+
+def no_state(t):
+    """The state folder is full, or read-only, from the beginning on or later."""
+    with small_state() as vm:
+        if not vm:
+            t.skip("a state folder that is full", "mount: not permitted")
+            return
+        with full(vm):
+            for command in ("snapshot", "@new"), ("check",), ("delete", "@two"), \
+                           ("restore", "@one", "--reset"):
+                case(t, vm, "a full state folder", command, 1, [NO_SPACE, vm_folder(vm)],
+                     ["make room there"])
+                t.is_(vm.journal(), [], "... nothing is left to be undone")
+            for command in ("status",), ("verify",), ("list",), ("recover",):
+                case(t, vm, "a full state folder", command, 0, [])
+        run("mount", "-o", "remount,ro", vm.state)
+        for command in ("snapshot", "@new"), ("delete", "@two"), ("restore", "@one", "--reset"):
+            case(t, vm, "a read-only state folder", command, 1, [READ_ONLY, vm_folder(vm)],
+                 ["mount it for writing"])
+        case(t, vm, "a read-only state folder", ("check",), 1, [READ_ONLY, vm_folder(vm)],
+             ["put that right"])
+        for command in ("status",), ("verify",), ("list",), ("recover",):
+            case(t, vm, "a read-only state folder", command, 0, [])
+        run("mount", "-o", "remount,rw", vm.state)
+        for point in "cut", "record":
+            before = vm.read("web.qcow2"), vm.names()
+            command = vm.stop_at(point, "snapshot", "@new")
+            with full(vm):
+                out = go_on(command)
+            t.is_((out.code, NO_SPACE in out.error, "snapshot " in out.error, "make room" in out.next,
+                   vm.journal(), (vm.read("web.qcow2"), vm.names())), (1, True, True, True, [], before),
+                  f"no room for the record, since {point}: rolled back, and told: {out.error}")
+        command = vm.stop_at("record", "restore", "@one", "--reset")
+        with full(vm):
+            out = go_on(command)
+        t.is_((out.code, "has no record yet" in out.error, "recover" in out.next), (5, True, True),
+              f"no room for the record of what a restore keeps: {out.error}")
+        out = vm.vmfrost("recover")
+        kept = [name for name in vm.names() if "before-restore" in name]
+        t.is_((out.code, len(kept), vm.journal(), vm.read("web.qcow2"), vm.read(kept[0])),
+              (0, 1, [], [1] + [0] * 7, [1, 2] + [0] * 6), "with room, recover finishes that")
+        names = [record["name"] for record in vm.vmfrost("list").result]
+        t.ok(any(name.startswith("before-restore") for name in names), f"... it is a snapshot: {names}")
+
+
+def in_the_way(t):
+    """The record cannot be written at the end of a snapshot, nor removed."""
+    with chain() as vm:
+        command = vm.stop_at("record", "snapshot", "@new")
+        way = vm_folder(vm) / "records" / "new.json.new"
+        way.mkdir()
+        before = vm.read("web.qcow2")
+        out = go_on(command)
+        t.is_((out.code, str(way) in out.error, "snapshot " in out.error, vm.read("web.qcow2"),
+               "web@new.qcow2" in vm.names(), vm.journal()), (1, True, True, before, False, []),
+              f"rolled back: {out.error}; {out.next}")
+        way.rmdir()
+        vm.take("new")
+
+
+def immutable(t):
+    """Nobody can change a name in the images' folder."""
+    with chain() as vm:
+        done = run("chattr", "+i", vm.disks, check=False)
+        if done.returncode:
+            t.skip("an immutable folder", f"chattr: {done.stderr.strip()}")
+            return
+        try:
+            for running in (True, False):
+                if not running:
+                    vm.kill()
+                state = "running" if running else "stopped"
+                for command in ("check",), ("snapshot", "@new"), ("delete", "@two"), ("delete", "@one"):
+                    case(t, vm, f"{state}, an immutable folder", command, 1,
+                         [vm.disks, "immutable"], ["put that right"])
+                case(t, vm, f"{state}, an immutable folder", ("restore", "@one", "--reset"), 1,
+                     [vm.disks], ["put that right"])
+                t.is_([ready(vm, name) for name in ("one", "two")], [(True, False)] * 2,
+                      f"{state}: no deletion has begun")
+        finally:
+            run("chattr", "-i", vm.disks)
+        vm.delete("one")
+        t.is_(vm.read("web.qcow2"), [1, 2] + [0] * 6, "put right: it is deleted")
+
+
 def main():
     with Tap() as t:
         for part in (planted_records, planted_links, state_files, odd_current, odd_sealed,
-                     lost_name):
+                     lost_name, no_state, in_the_way, immutable):
             if ONLY in part.__name__:
                 began = time.monotonic()
                 part(t)
