@@ -129,7 +129,7 @@ help_command(struct out *out, const struct command *command)
     put_synopsis(out, command);
     out_raw(out, "\n");
     put_wrapped(out, command->about, 0, 0);
-    if (command->options) {
+    if (command->options && command->options->help) {
         put_heading(out, "Options:");
         put_options(out, command->options);
     }

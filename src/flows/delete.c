@@ -214,7 +214,8 @@ mark(struct vf_flow *flow)
     vf_json_add_string(document, "message", "its deletion has begun");
     vf_json_add_string(document, "next", "delete it again to finish that");
     vf_json_add(flow->record, "error", document);
-    return vf_record_save(&flow->vm, flow->record, &error) || vf_note_error(flow, &error);
+    flow->marked = vf_record_save(&flow->vm, flow->record, &error);
+    return flow->marked || vf_note_error(flow, &error);
 }
 
 /* While a name is turned, the current image must have another one. */
@@ -421,6 +422,11 @@ close_up(struct vf_flow *flow)
     bool known = vf_graft_failed(flow);
 
     vf_conclude(flow);
+    if (flow->marked && vf_failed(&flow->error) && !(flow->engine.owed & ~(unsigned)VF_OWE_RECORD))
+        vf_hint(&flow->error,
+                "its deletion has begun, and is finished by `vmfrost delete %s@%s` again, or by "
+                "`vmfrost recover %s`",
+                flow->vm.name, flow->snapshot_name, flow->vm.name);
     vf_end(flow, vf_journal_close_up(flow) && known ? VF_OK : VF_REFUSED);
 }
 

@@ -243,6 +243,7 @@ struct vf_flow {
     size_t graft_at;    /* the graft that is under way */
     bool graft_durable; /* ... has all that it copies on disk */
     struct vf_side side;
+    bool marked;                            /* deletion: the record says that it has begun */
     bool resumed;                           /* the operation began in an earlier process */
     struct json_object *journal_lines;      /* recovery: what was read */
     struct json_object *recovered_evidence; /* of it, borrowed: what was known of the window */

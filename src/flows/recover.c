@@ -429,7 +429,9 @@ decide_offline(struct vf_flow *flow)
         cut->merged = vf_history_merge_was_final(flow, cut);
         live += vf_history_overlay_counts(flow, cut);
     }
-    if (vf_history_was(flow, "freeze") || !vf_json_length(flow->journal_lines)) {
+    if (!vf_json_length(flow->journal_lines)) {
+        flow->action = "none"; /* it was interrupted before its first line was whole */
+    } else if (vf_history_was(flow, "freeze")) {
         flow->action = "thawed";
     } else if (live == 0 && vf_group_fate(flow) != VF_FATE_FINISH) {
         back(flow, VF_IF_FILES);
@@ -756,7 +758,8 @@ describe(struct vf_flow *flow)
     bool found =
         flow->engine.table != &vf_recover_table || (flow->engine.conditions & VF_IF_INTERRUPTED);
 
-    operation = operation || !found ? operation : "delete";
+    if (!operation && flow->engine.table == &vf_delete_table)
+        operation = "delete";
     json_object_put(flow->document_json);
     flow->document_json = vf_json_strings("vm", flow->vm.name, "operation", operation, "action",
                                           flow->action ? flow->action : "none", "record",

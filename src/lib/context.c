@@ -367,6 +367,20 @@ take_wait(struct vf_flow *flow, int64_t wait_ms)
         flow->engine.thaw_wait_ms = wait_ms;
 }
 
+/* Whatever has become of the inventory, a socket is a socket. */
+static void
+find_socket(struct vf_flow *flow)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    struct vf_vm vm;
+
+    if (!vf_store_find_socket(flow->store, flow->vm_name, &vm, &ignored))
+        return;
+    vf_vm_release(&flow->vm);
+    flow->vm = vm;
+    vf_absolve(flow);
+}
+
 struct vmfrost_op *
 vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_event_fn *event,
              vmfrost_done_fn *done, void *data)
@@ -376,6 +390,8 @@ vmfrost_thaw(struct vmfrost *context, const char *vm, int64_t wait_ms, vmfrost_e
     flow->changes = true;
     flow->no_recovery = true;
     flow->without_lock = true;
+    if (vf_failed(&flow->error))
+        find_socket(flow);
     take_wait(flow, wait_ms);
     return go(flow);
 }

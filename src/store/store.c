@@ -216,6 +216,21 @@ unknown(struct vf_store *store, const char *name, struct vmfrost_error *error)
 }
 
 bool
+vf_store_find_socket(struct vf_store *store, const char *given, struct vf_vm *vm,
+                     struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *address = vf_is_address(given) ? vf_address(given, error) : NULL;
+
+    memset(vm, 0, sizeof *vm);
+    if (!address)
+        return false;
+    vm->name = vf_strdup(given);
+    vm->folder = vf_address_folder(store->vms, address);
+    vm->qmp = VF_STEAL(address);
+    return true;
+}
+
+bool
 vf_store_find(struct vf_store *store, const char *vm, struct vf_vm *vm_r,
               struct vmfrost_error *error)
 {

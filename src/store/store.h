@@ -67,6 +67,10 @@ struct vf_vm {
  * An unknown name is an error that lists names like it and says how to add one. */
 bool vf_store_find(struct vf_store *store, const char *vm, struct vf_vm *vm_r,
                    struct vmfrost_error *error);
+/* By the path of its socket alone, without what the inventory knows of it: for when that cannot be
+ * read. False, perhaps without an error, if it is none. */
+bool vf_store_find_socket(struct vf_store *store, const char *given, struct vf_vm *vm,
+                          struct vmfrost_error *error);
 void vf_vm_release(struct vf_vm *vm);
 
 /* See vmfrost_add(): `settings` replaces the former ones. Unknown keys and bad values are errors

@@ -11,14 +11,16 @@ import copy
 import hashlib
 import json
 import os
+import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import LabError, Qemu, Tap, drive, go_on, make_image, run
+from bare import LabError, Qemu, Tap, drive, go_on, lab, make_image, run
 
 ONLY = sys.argv[1] if len(sys.argv) > 1 else ""
 
@@ -59,7 +61,7 @@ def case(t, vm, what, command, code, words, next_words=()):
         wrong.append(f"exit {out.code}, not {code}")
     wrong += [f"it does not say {word!r}" for word in map(str, words) if word not in text]
     wrong += [f"it does not advise {word!r}" for word in map(str, next_words) if word not in out.next]
-    if code and not out.next:
+    if code == 1 and not out.next:
         wrong.append("no next step")
     after = look(vm.disks)
     wrong += [f"{name}: {before.get(name)} -> {after.get(name)}"
@@ -568,10 +570,116 @@ def immutable(t):
         t.is_(vm.read("web.qcow2"), [1, 2] + [0] * 6, "put right: it is deleted")
 
 
+# --- what is told -----------------------------------------------------------------------------
+
+def told(t):
+    """What to do next."""
+    with chain() as vm:
+        for point in "accept+", "graft":
+            command = vm.stop_at(point, "delete", "@one")
+            command.signal(signal.SIGINT)
+            out = go_on(command)
+            t.ok(out.code == 1 and "stopped by request" in out.error and "delete " in out.next and
+                 "@one` again" in out.next, f"a deletion that was stopped at {point}: {out.next}")
+        vm.delete("one")
+        journal = vm_folder(vm) / "journal"
+        journal.touch()
+        out = vm.vmfrost("recover")
+        t.is_((out.code, out.document.get("action"), out.document.get("operation"), journal.exists()),
+              (0, "none", None, False), "an empty journal: nothing was begun, nothing was thawed")
+        text = lab.vmfrost("recover", "--qmp", vm.socket, state_dir=vm.state).out
+        t.ok("nothing to recover" in text, f"... {text.strip()}")
+
+
+class Agent(threading.Thread):
+    """A guest agent that only thaws; what it was asked is in `asked`."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.asked = []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.start()
+
+    def run(self):
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            with peer, peer.makefile("rwb") as stream:
+                for line in stream:
+                    self.answer(stream, line.lstrip(b"\xff"))
+
+    def answer(self, stream, line):
+        try:
+            request = json.loads(line)
+        except ValueError:
+            return
+        command = request.get("execute")
+        self.asked.append(command)
+        value = {"guest-sync-delimited": request.get("arguments", {}).get("id"),
+                 "guest-fsfreeze-thaw": 1, "guest-fsfreeze-status": "thawed"}.get(command, {})
+        with contextlib.suppress(OSError):
+            stream.write((b"\xff" if command == "guest-sync-delimited" else b"") +
+                         json.dumps({"return": value}).encode() + b"\n")
+            stream.flush()
+
+
+def thaw_anyway(t):
+    """A thaw does not depend on the state folder."""
+    with small_state() as vm:
+        if not vm:
+            t.skip("a thaw without a state folder", "mount: not permitted")
+            return
+        agent = Agent(vm.run / "agent.sock")
+        out = lab.vmfrost("add", "web", "--qmp", vm.socket, "--agent", vm.run / "agent.sock",
+                          state_dir=vm.state)
+        if out.code:
+            raise LabError(out.err)
+
+        folder = Path(vm.state) / "vms" / "web"
+
+        def thaws(what, *named):
+            agent.asked.clear()
+            case(t, vm, what, ("thaw",), 0, named)
+            t.ok("guest-fsfreeze-thaw" in agent.asked, f"... the agent was asked: {agent.asked}")
+
+        thaws("a sound state folder")
+        with full(vm):
+            thaws("a full state folder")
+        for kind in ODD:
+            with kept(folder / "lock") as path:
+                put(path, kind)
+                thaws(f"the lock: {kind}", path)
+        for kind in BAD:
+            with kept(folder / "journal") as path:
+                put(path, kind)
+                thaws(f"the journal: {kind}", *([path] if kind not in ("empty", "deep") else []))
+        # The agent's socket is not known then.
+        for kind in BAD:
+            with kept(folder / "vm.json") as path:
+                put(path, kind)
+                case(t, vm, f"the VM's settings: {kind}", ("thaw",), 3,
+                     [path, "no virtio-serial port named"])
+        run("mount", "-o", "remount,ro", vm.state)
+        thaws("a read-only state folder")
+        run("mount", "-o", "remount,rw", vm.state)
+        with kept(folder / "lock"):
+            run("mount", "-o", "remount,ro", vm.state)
+            thaws("a read-only state folder without a lock", folder / "lock")
+            run("mount", "-o", "remount,rw", vm.state)
+        command = vm.stop_at("accept", "snapshot", "@new", "--quiesce=skip")
+        case(t, vm, "somebody has the lock", ("thaw",), 1, ["in use"], ["Wait"])
+        go_on(command)
+        agent.listener.close()
+
+
 def main():
     with Tap() as t:
         for part in (planted_records, planted_links, state_files, odd_current, odd_sealed,
-                     lost_name, no_state, in_the_way, immutable):
+                     lost_name, no_state, in_the_way, immutable, told, thaw_anyway):
             if ONLY in part.__name__:
                 began = time.monotonic()
                 part(t)
