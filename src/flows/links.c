@@ -320,7 +320,7 @@ is_image(struct json_object *records, const char *path)
                 const char *image = vf_json_string(vf_json_at(cuts, k), keys[key]);
 
                 /* The overlay's hidden name is one that goes. */
-                if (image && *vf_name_of(image) != '.' && strcmp(image, path) == 0)
+                if (image && strcmp(image, path) == 0 && !vf_is_hidden_link(vf_name_of(image)))
                     return true;
             }
     }
@@ -332,7 +332,7 @@ static const char *
 reason_to_stay(struct json_object *records, const char *path, struct stat *about)
 {
     struct vf_inode inode = {about->st_dev, about->st_ino};
-    VF_AUTO_FREE char *hidden = vf_visible_name(vf_name_of(path));
+    bool hidden = vf_is_hidden_link(vf_name_of(path));
     VF_AUTO_FREE char *folder = vf_folder_of(path);
     VF_AUTO_FREE char *real = realpath(folder, NULL);
 

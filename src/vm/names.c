@@ -64,23 +64,29 @@ vf_inode_of(const char *path)
     return inode;
 }
 
-/* `but` (may be NULL): the name that is not meant. */
+/* Of a directory entry in `folder`, its path if it is `inode`; NULL if not. Owned by the caller. */
 static char *
-find_name(const char *folder, struct vf_inode inode, const char *but)
+path_if(const char *folder, const struct dirent *entry, struct vf_inode inode)
+{
+    if (entry->d_ino != inode.number)
+        return NULL;
+    VF_AUTO_FREE char *path =
+        vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, entry->d_name);
+
+    return vf_inode_equal(vf_inode_of(path), inode) ? VF_STEAL(path) : NULL;
+}
+
+char *
+vf_find_inode(const char *folder, struct vf_inode inode)
 {
     VF_AUTO_FREE char *found = NULL;
     DIR *entries = vf_inode_known(inode) ? opendir(folder) : NULL;
 
     for (struct dirent *entry; entries && (entry = readdir(entries));) {
         bool hidden = entry->d_name[0] == '.';
+        VF_AUTO_FREE char *path = hidden && found ? NULL : path_if(folder, entry, inode);
 
-        if (entry->d_ino != inode.number || (hidden && found) ||
-            (but && strcmp(entry->d_name, but) == 0))
-            continue;
-        VF_AUTO_FREE char *path =
-            vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, entry->d_name);
-
-        if (!vf_inode_equal(vf_inode_of(path), inode))
+        if (!path)
             continue;
         free(found);
         found = VF_STEAL(path);
@@ -92,19 +98,31 @@ find_name(const char *folder, struct vf_inode inode, const char *but)
     return VF_STEAL(found);
 }
 
-char *
-vf_find_inode(const char *folder, struct vf_inode inode)
+bool
+vf_is_hidden_link(const char *name)
 {
-    return find_name(folder, inode, NULL);
+    VF_AUTO_FREE char *link = vf_strdup(name);
+
+    if (vf_ends_with(link, ".next"))
+        link[strlen(link) - strlen(".next")] = '\0';
+    VF_AUTO_FREE char *visible = vf_visible_name(link);
+
+    return visible;
 }
 
 char *
 vf_find_other_name(const char *path, struct vf_inode inode)
 {
     VF_AUTO_FREE char *folder = vf_folder_of(path);
-    VF_AUTO_FREE char *found = find_name(folder, inode, vf_name_of(path));
+    VF_AUTO_FREE char *found = NULL;
+    DIR *entries = vf_inode_known(inode) ? opendir(folder) : NULL;
 
-    return found && *vf_name_of(found) != '.' ? VF_STEAL(found) : NULL;
+    for (struct dirent *entry; !found && entries && (entry = readdir(entries));)
+        if (strcmp(entry->d_name, vf_name_of(path)) != 0 && !vf_is_hidden_link(entry->d_name))
+            found = path_if(folder, entry, inode);
+    if (entries)
+        closedir(entries);
+    return VF_STEAL(found);
 }
 
 /* --- The names of one cut --- */

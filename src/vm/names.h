@@ -91,6 +91,8 @@ struct vf_inode vf_inode_of(const char *path);
 /* "web.qcow2" of ".web.qcow2.0123456789abcdef", the name of a hidden link. Owned by the caller;
  * NULL for all other names. */
 char *vf_visible_name(const char *name);
+/* The name is such a one, or that of its second link. */
+bool vf_is_hidden_link(const char *name);
 
 /* A file in `folder` that is `inode`: its path, if possible a visible one; NULL if there is none.
  * Owned by the caller. */
