@@ -35,11 +35,11 @@ VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
 # nobody calls.
-SMALL_CFLAGS  := -flto=auto -fno-asynchronous-unwind-tables -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
-SMALL_LDFLAGS := -Os -flto=auto -Wl,-s -Wl,--as-needed
+SMALL_CFLAGS  := -flto=auto -fno-asynchronous-unwind-tables -fstack-protector -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+SMALL_LDFLAGS := -flto=auto -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed
 
 ifneq ($(filter $(VARIANT),small static),)
-CFLAGS    ?= -Os
+CFLAGS    ?= -Oz
 else
 CFLAGS    ?= -O2 -g
 endif

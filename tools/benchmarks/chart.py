@@ -28,16 +28,17 @@ def bars(title, unit, series, rows):
         out.append(f'<line x1="{x:.1f}" y1="{TOP - 5}" x2="{x:.1f}" y2="{height - 25}" stroke="#ccc"/>'
                    f'<text x="{x:.1f}" y="{height - 10}" text-anchor="middle">{decade:g} {unit}</text>')
         decade *= 10
-    for number, (label, row) in enumerate(rows):
-        y = TOP + group * number
+    for place, (label, row) in enumerate(rows):
+        y = TOP + group * place
         out.append(f'<text x="{LABEL - 8}" y="{y + group / 2}" text-anchor="end">{escape(label)}</text>')
         for index, value in enumerate(row):
             if not value:
                 continue
+            number = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
             length = max(1.0, scale * math.log10(value / low))
             out.append(f'<rect x="{LABEL}" y="{y + ROW * index}" width="{length:.1f}" '
                        f'height="{ROW - 4}" fill="{COLORS[index]}"/>'
                        f'<text x="{LABEL + length + 5:.1f}" y="{y + ROW * index + 12}">'
-                       f'{value:.3g}</text>')
+                       f'{number}</text>')
     out.append("</svg>")
     return "\n".join(out) + "\n"
