@@ -70,7 +70,9 @@ settle_names(struct vf_flow *flow)
 
         if (cut->elsewhere)
             continue;
-        cut->merged = vf_history_merge_was_final(flow, cut);
+        /* Only what was merged, or was empty, is removed. */
+        cut->merged =
+            vf_history_merge_was_final(flow, cut) || !vf_cut_has_name_of(cut, cut->overlay);
         if (cut->merged)
             continue;
         bool on_base = !vf_cut_is_flipped(cut) && vf_cut_base_is_live(cut);

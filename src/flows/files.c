@@ -90,22 +90,13 @@ struct removal {
     bool allowed;
 };
 
-/* When the last of them is gone, the number may be that of any new file. */
-static bool
-has_a_name(const struct vf_cut *cut, struct vf_inode overlay)
-{
-    return vf_inode_equal(vf_cut_overlay_inode(cut), overlay) ||
-           (cut->names.next && vf_inode_equal(vf_inode_of(cut->names.next), overlay)) ||
-           (cut->names.top && vf_inode_equal(vf_inode_of(cut->names.top), overlay));
-}
-
 /* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has
  * to be seen before any name goes. */
 static bool
 may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overlay,
            struct json_object *qemus)
 {
-    if (overlay.number && has_a_name(cut, overlay) && is_open(flow, qemus, overlay))
+    if (overlay.number && vf_cut_has_name_of(cut, overlay) && is_open(flow, qemus, overlay))
         return vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has %s open, so that it is left alone",
                        cut->name, cut->names.overlay);
     if (overlay.number && flow->cut_begun && !cut->merged && vf_overlay_has_data(cut))

@@ -220,3 +220,11 @@ vf_overlay_has_data(const struct vf_cut *cut)
     }
     return data;
 }
+
+bool
+vf_cut_has_name_of(const struct vf_cut *cut, struct vf_inode overlay)
+{
+    return vf_inode_equal(vf_cut_overlay_inode(cut), overlay) ||
+           (cut->names.next && vf_inode_equal(vf_inode_of(cut->names.next), overlay)) ||
+           (cut->names.top && vf_inode_equal(vf_inode_of(cut->names.top), overlay));
+}

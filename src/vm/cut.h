@@ -78,6 +78,10 @@ vf_cut_overlay_size(const struct vf_cut *cut)
  */
 bool vf_overlay_has_data(const struct vf_cut *cut);
 
+/* Some name of the disk's leads to this inode, the overlay's. When the last of them is gone, the
+ * number may be that of any new file. */
+bool vf_cut_has_name_of(const struct vf_cut *cut, struct vf_inode overlay);
+
 /* Looks at the overlay's own name. */
 static inline struct vf_inode
 vf_cut_overlay_inode(const struct vf_cut *cut)

@@ -21,10 +21,12 @@
  * state of engine, world and timers have the same future, so that each state is explored once,
  * and there are finitely many. At every instant, in the middle of a step as well, vmfrost may be
  * killed, with QEMU or without: each world that this can leave behind is a start for the recovery's
- * own table, with all of its own faults and all of its own crashes.
+ * own table, with all of its own faults and all of its own crashes. Before a recovery the VM may be
+ * started as well, with what the names lead to, and its guest writes.
  *
- * What the model does not have: the guard (a crash is the worse for it), jobs of others, and the
- * moment between the failure of a merge's last step in QEMU and the turning back of the name.
+ * What the model does not have: the guard (a crash is the worse for it), jobs of others, images
+ * that are joined by graft.c, and the moment between the failure of a merge's last step in QEMU and
+ * the turning back of the name.
  *
  * When something is violated, a sequence with as few faults as possible is printed.
  */
@@ -462,6 +464,13 @@ deletes(const struct state *s)
     return s->engine.table == &vf_delete_table;
 }
 
+/* Before another operation. */
+static bool
+settles(const struct state *s)
+{
+    return s->engine.table == &vf_settle_table;
+}
+
 /* A debt is booked before the first byte leaves. A recovery's debts are in its journal. */
 static void
 check_booked(const struct state *s, struct act act)
@@ -527,8 +536,11 @@ perform(struct state *s, struct act act)
 
     check_booked(s, act);
     switch ((enum kind)act.kind) {
-    case WRITE_JOURNAL:
+    case WRITE_JOURNAL: /* an empty one, which names the QEMU that there is */
         w->journal = true;
+        w->said_froze = w->said_thawed = w->said_equal = w->said_halting = false;
+        w->said_merging = w->said_final = 0;
+        w->other = w->data = w->base_written = 0;
         break;
     case END_JOURNAL:
         w->journal = false;
@@ -693,6 +705,10 @@ add(struct acts *acts, enum kind kind, unsigned what)
 static void
 accept_acts(const struct state *s, struct acts *acts)
 {
+    if (s->world.journal) /* of the deletion that is gone on with */
+        add(acts, END_JOURNAL, 0);
+    if (deletes(s) && s->world.record == NO_RECORD) /* only the journal was left */
+        return;
     add(acts, WRITE_JOURNAL, 0);
     if (s->engine.table == &vf_snapshot_table)
         add(acts, WRITE_RECORD, IN_PROGRESS);
@@ -871,7 +887,7 @@ undo_files_acts(const struct state *s, struct acts *acts)
 {
     const struct world *w = &s->world;
     /* Those that were not merged. */
-    bool partly = deletes(s) || (recovers(s) && s->memory.action == NO_ACTION);
+    bool partly = deletes(s) || settles(s) || (recovers(s) && s->memory.action == NO_ACTION);
     unsigned needed = partly ? w->cut | w->turned : 0;
 
     for (unsigned disk = 1; disk <= ALL; disk <<= 1)
@@ -1018,7 +1034,7 @@ finally_merged(const struct world *w)
 static unsigned
 has_data(const struct world *w)
 {
-    return w->data | (w->dead ? w->cut : 0);
+    return (w->data | (w->dead ? w->cut : 0)) & w->files;
 }
 
 /* Disks whose overlay is the current state, as far as names and files tell. */
@@ -1065,6 +1081,19 @@ offline_acts(const struct state *s, struct acts *acts)
         for (unsigned disk = 1; disk <= ALL; disk <<= 1)
             if (!((finally_merged(w) | used_bases(w)) & disk))
                 turn(w, disk, true, acts);
+}
+
+/* A deletion whose QEMU has ended, up to where somebody is asked. On a base above which there is
+ * nothing another QEMU may go on. */
+static void
+names_acts(const struct state *s, struct acts *acts)
+{
+    const struct world *w = &s->world;
+    unsigned on_bases = w->other && !w->dead ? ALL & ~live_overlays(w) : 0;
+
+    for (unsigned disk = 1; disk <= ALL && !(in_conflict(w) & disk); disk <<= 1)
+        if (!((finally_merged(w) | on_bases) & disk) && (w->files & disk))
+            turn(w, disk, true, acts);
 }
 
 static void
@@ -1430,10 +1459,12 @@ static const struct model models[] = {
      .last_may_fail = true},
     {"stop-merge", .peer = QEMU, .acts = stop_merge_acts, .refused_partly = true},
     {"close", .peer = US, .acts = close_journal_acts, .refused_partly = true},
+    /* ... that was interrupted. */
+    {"names", .peer = US, .acts = names_acts, .refuses = offline_refuses, .refused_partly = true},
+    {"settle", .peer = QEMU, .acts = stop_merge_acts, .refused_partly = true},
+    {"tidy", .peer = QEMU, .acts = undo_files_acts, .refuses = undo_files_refuses,
+     .refused_partly = true, .without_qemu = true},
     /* Both disks are merge.c's: nothing is left for these. */
-    {"names", .peer = US},
-    {"settle", .peer = QEMU},
-    {"tidy", .peer = QEMU},
     {"graft", .peer = QEMU},
     {"drop", .peer = QEMU},
     /* Freezing by hand. */
@@ -2134,7 +2165,7 @@ check_served(const struct state *s)
 static bool
 asks_somebody(const struct state *s)
 {
-    return (recovers(s) || deletes(s)) && in_conflict(&s->world);
+    return (recovers(s) || deletes(s) || settles(s)) && in_conflict(&s->world);
 }
 
 static void
@@ -2163,7 +2194,9 @@ check_end(const struct state *s)
         must(!s->world.held, "a freeze is told to have failed, and the guest stays frozen");
     if (s->engine.table == &vf_freeze_table && !s->memory.faults)
         must(s->world.held && s->world.frozen && s->world.journal, "no fault and no freeze");
-    if (deletes(s) && !s->memory.faults)
+    if (settles(s) && !s->memory.faults && !asks_somebody(s))
+        must(!s->world.journal, "a deletion that is settled leaves a journal");
+    if (deletes(s) && !s->memory.faults && !asks_somebody(s))
         must(s->world.record == NO_RECORD && !s->world.journal, "no fault and no deletion");
     if (recovers(s) && !s->memory.faults && !asks_somebody(s))
         must(!s->world.journal, "a recovery that nothing disturbed leaves a journal");
@@ -2570,6 +2603,26 @@ is_beyond_knowledge(const struct world *w)
     return w->other && w->dead && (w->base_written & ~told);
 }
 
+/* A deletion has no recovery of its own: it is gone on with, or, before another operation, only
+ * settled. */
+static double
+explore_resumed(const struct world *w)
+{
+    double sequences = 0;
+
+    if (!w->journal || is_beyond_knowledge(w))
+        return explore_from(&vf_delete_table, w, 0);
+    for (int variant = 0; variant < (w->dead && !w->other ? 2 : 1); variant++) {
+        struct world world = variant ? started(*w) : *w;
+        unsigned conditions =
+            VF_IF_INTERRUPTED | (world.dead || world.other ? VF_IF_OFFLINE : VF_IF_QEMU);
+
+        sequences += explore_from(&vf_delete_table, &world, conditions);
+        sequences += explore_from(&vf_settle_table, &world, conditions);
+    }
+    return sequences;
+}
+
 static void
 play_recoveries(void)
 {
@@ -2583,8 +2636,10 @@ play_recoveries(void)
         origin = crashes[i].how;
         struct world world = crashes[i].world;
 
-        if (world.operation == DELETE) /* has a recovery of its own */
+        if (world.operation == DELETE) {
+            sequences += explore_resumed(&world);
             continue;
+        }
         if (world.offline && world.no_vm) /* the storage daemon dies with us */
             continue;
         if (is_beyond_knowledge(&world))
@@ -2630,6 +2685,7 @@ main(void)
 
     check_table(&vf_snapshot_table);
     check_table(&vf_delete_table);
+    check_table(&vf_settle_table);
     check_table(&vf_freeze_table);
     check_table(&vf_recover_table);
     check_table(&vf_restore_table);
