@@ -2463,6 +2463,12 @@ add_crash(const struct world *world)
 
 /* The tables themselves. */
 
+static bool
+is_row(const struct vf_table *table, unsigned step)
+{
+    return step == VF_STEP_END || (step < table->step_count && table->steps[step].name);
+}
+
 static void
 check_table(const struct vf_table *table)
 {
@@ -2478,10 +2484,12 @@ check_table(const struct vf_table *table)
     for (size_t i = 1; i < table->step_count; i++) {
         const struct vf_step *step = &table->steps[i];
 
+        if (!step->name) /* a step of the operation's other table */
+            continue;
         owed |= step->owes;
-        sound &= step->name && step->title && step->start && step->budget_ms > 0;
+        sound &= step->title && step->start && step->budget_ms > 0;
         sound &= !(step->sticky & ~step->owes);
-        sound &= step->next < table->step_count && step->otherwise < table->step_count;
+        sound &= is_row(table, step->next) && is_row(table, step->otherwise);
         /* Without a pause it would be tried again and again at once. Between two attempts nothing
          * is booked anew: a refusal must not cancel what an attempt before it may have done. */
         if (step->patience_ms)
