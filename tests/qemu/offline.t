@@ -24,6 +24,10 @@ DISKS = ["web", "data"]
 IMAGES = ["web.qcow2", "data.qcow2"]
 
 
+def one_line(text):
+    return " | ".join(text.split("\n"))
+
+
 def words_for(form):
     return [word for disk in DISKS for word in form(disk)]
 
@@ -372,7 +376,7 @@ def missing(t):
             state_dir=vm.state)
         out = lab.vmfrost("snapshot", "other", state_dir=vm.state)
         t.ok(out.code == 1 and "is missing" in out.err and "somebody else" not in out.err,
-             f"... in a folder with a name like that: {out.err}")
+             f"... in a folder with a name like that: {one_line(out.err)}")
         blocks.rmdir()
         data.write_bytes(b"")
         refused(t, vm, "an image is empty", f"data.*{data}", code=1)
@@ -462,7 +466,7 @@ def unknown(t):
             [{"name": "web", "file": str(vm.disks / "web.raw"), "format": "qcow2"}]),
             state_dir=vm.state)
         out = lab.vmfrost("snapshot", "other", state_dir=vm.state)
-        t.ok(out.code == 1 and "web" in out.err, f"declared qcow2, but it is raw: {out.err}")
+        t.ok(out.code == 1 and "web" in out.err, f"declared qcow2, but it is raw: {one_line(out.err)}")
         t.is_(vm.names(), ["data.qcow2", "web.qcow2", "web.raw"], "... nothing is made")
 
 
