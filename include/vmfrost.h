@@ -218,7 +218,8 @@ VMFROST_API void vmfrost_snapshot_group(struct vmfrost *context, const char *con
                                         void *const *data, struct vmfrost_op **ops_r);
 
 /* Everything up to the freeze, changing nothing: would a snapshot work? The document holds
- * "disks" with their eligibility, "agent", "warnings". */
+ * "disks" with their eligibility, "agent", "warnings", and what would be frozen, as in the
+ * "evidence" of a record. */
 VMFROST_API struct vmfrost_op *vmfrost_check(struct vmfrost *context, const char *vm,
                                              const struct vmfrost_snapshot_options *options,
                                              vmfrost_event_fn *event, vmfrost_done_fn *done,

@@ -147,6 +147,7 @@ const struct command command_check = {
             {OPTION_EXCLUDE, "a disk to leave out; may be given several times"},
             {OPTION_INCLUDE, "a hotplugged disk to take along; may be given several times"},
             {OPTION_METHOD, "as for snapshot (default: the VM's setting, else existing)"},
+            {OPTION_FREEZE, "as for snapshot (default: the VM's setting, else cut)"},
             {0, NULL},
         },
     .run = run_check,

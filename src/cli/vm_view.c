@@ -274,6 +274,21 @@ view_status(struct cli *cli, struct json_object *status)
     print_warnings(cli, out, status);
 }
 
+/* What would be frozen, unless it is everything. */
+static void
+print_mounts(struct out *out, struct json_object *check)
+{
+    struct json_object *mounts = vf_json_array(check, "frozenMounts");
+    const char *why = vf_json_string(check, "freezeMessage");
+
+    for (size_t i = 0; i < vf_json_length(mounts); i++)
+        out_text(out, STYLE_PLAIN, "  freezes %s\n",
+                 text_or(vf_json_text(vf_json_at(mounts, i)), "?"));
+    if (why)
+        out_text(out, STYLE_PLAIN, "  freezes %s: %s\n", mounts ? "no less" : "all file systems",
+                 why);
+}
+
 void
 view_check(struct cli *cli, struct json_object *check, bool passed)
 {
@@ -296,6 +311,7 @@ view_check(struct cli *cli, struct json_object *check, bool passed)
              : agent                                               ? "frozen by the guest agent"
              : vf_json_bool(check, "running", false) ? "crash-consistent without a guest agent"
                                                      : "the VM is not running");
+    print_mounts(out, check);
 }
 
 static void

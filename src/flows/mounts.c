@@ -8,6 +8,7 @@
  * whatever is not known or not answered, everything is frozen.
  */
 #include "flows/steps.h"
+#include "flows/tables.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,7 @@ static void
 warn_of_all(struct vf_flow *flow)
 {
     if (flow->freezing.mounts.why && is_explicit(flow))
-        vf_warn(flow, "all file systems are frozen: %s", flow->freezing.mounts.why);
+        vf_warn(flow, "all file systems are to be frozen: %s", flow->freezing.mounts.why);
 }
 
 bool
@@ -99,6 +100,9 @@ vf_mounts_wanted(struct vf_flow *flow)
     struct vf_mountlist *wish = &flow->freezing.wish;
     bool some = false;
 
+    /* By hand, everything is frozen. */
+    if (flow->engine.table != &vf_snapshot_table && flow->engine.table != &vf_check_table)
+        return false;
     vf_mountlist_release(wish);
     vf_mountlist_parse(is_explicit(flow) ? wish_text(flow) : "cut", wish);
     for (size_t i = 0; i < flow->plan.count; i++)
@@ -422,19 +426,19 @@ vf_step_mounts(struct vf_flow *flow)
 }
 
 void
-vf_freezing_json(const struct vf_flow *flow, struct json_object *evidence)
+vf_freezing_json(const struct vf_flow *flow, struct json_object *object)
 {
     static const char *const policies[] = {
         [VF_MOUNTS_CUT] = "cut", [VF_MOUNTS_ALL] = "all", [VF_MOUNTS_NAMED] = "named"};
     const struct vf_freezing *freezing = &flow->freezing;
 
-    if (!flow->froze || !freezing->wish.with)
+    if (!freezing->wish.with)
         return;
-    vf_json_add_string(evidence, "freezePolicy",
+    vf_json_add_string(object, "freezePolicy",
                        freezing->mounts.points && !freezing->mounts.why
                            ? policies[freezing->wish.base]
                            : "all");
-    vf_json_add_string(evidence, "freezeMessage", freezing->mounts.why);
+    vf_json_add_string(object, "freezeMessage", freezing->mounts.why);
     if (freezing->mounts.points)
-        vf_json_add(evidence, "frozenMounts", json_object_get(freezing->mounts.points));
+        vf_json_add(object, "frozenMounts", json_object_get(freezing->mounts.points));
 }

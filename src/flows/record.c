@@ -165,7 +165,8 @@ vf_evidence_json(const struct vf_flow *flow)
         vf_json_add_int(object, "thawedFilesystems", evidence->thawed_count);
     if (evidence->cut_sent)
         vf_json_add_bool(object, "primed", evidence->primed);
-    vf_freezing_json(flow, object);
+    if (flow->froze)
+        vf_freezing_json(flow, object);
     add_ms(object, "flushMs", evidence->flush_sent, evidence->flushed);
     add_ms(object, "hostFlushMs", evidence->host_flush, evidence->host_flushed);
     add_ms(object, "freezeMs", evidence->freeze_sent, evidence->frozen);

@@ -341,6 +341,8 @@ finish_check(struct vf_flow *flow)
         return;
     describe(flow);
     vf_json_add_bool(flow->document_json, "wouldSucceed", !vf_failed(&flow->error));
+    if (flow->engine.conditions & VF_IF_AGENT)
+        vf_freezing_json(flow, flow->document_json);
 }
 
 void
@@ -356,6 +358,7 @@ enum check_step {
     C_LOOK,
     C_PLAN,
     C_AGENT,
+    C_MOUNTS,
     C_FOLDERS,
     C_COUNT,
 };
@@ -380,10 +383,17 @@ static const struct vf_step check_steps[C_COUNT] = {
                  .title = "Asking the guest agent",
                  .start = check_agent,
                  .budget_ms = 5000,
-                 .next = C_FOLDERS,
+                 .next = C_MOUNTS,
                  .otherwise = C_FOLDERS,
                  .otherwise_when = VF_IF_PREFER,
                  .when = VF_IF_ONLINE},
+    [C_MOUNTS] = {.name = "mounts",
+                  .title = "Choosing file systems",
+                  .start = vf_step_mounts,
+                  .budget_ms = 5000,
+                  .next = C_FOLDERS,
+                  .otherwise = C_FOLDERS,
+                  .when = VF_IF_AGENT | VF_IF_MOUNTS},
     [C_FOLDERS] = {.name = "folders",
                    .title = "Looking at the folders",
                    .start = check_folders,

@@ -122,8 +122,8 @@ void vf_step_flush_host(struct vf_flow *flow);
 /* The guest has to be asked for them; else all are. */
 bool vf_mounts_wanted(struct vf_flow *flow);
 void vf_step_mounts(struct vf_flow *flow);
-/* Adds what was frozen, and why. */
-void vf_freezing_json(const struct vf_flow *flow, struct json_object *evidence);
+/* Adds what is frozen, and why. */
+void vf_freezing_json(const struct vf_flow *flow, struct json_object *object);
 void vf_freezing_release(struct vf_flow *flow);
 
 /* files.c: taking away what was prepared, or merged. */

@@ -296,7 +296,7 @@ choose(struct choice *choice, enum vf_mountlist_base base, struct vf_mounts *mou
         left_out++;
         if (!mounts->partial && mount->share != NONE_CUT)
             mounts->partial =
-                vf_printf("%s was not frozen, as asked for, and %s on a disk of the snapshot",
+                vf_printf("%s is not to be frozen, as asked for, but %s on a disk of the snapshot",
                           mount->point, mount->share == SOME_CUT ? "is" : "may be");
     }
     bool none = vf_json_length(mounts->points) == 0, many = bytes > POINTS_MOST;

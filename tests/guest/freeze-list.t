@@ -42,7 +42,7 @@ def choices(site):
          mounts=["/mnt/web"], count=1)
     record = took(site, "without", "--freeze", "-/mnt/data", what="a mount point left out",
                   policy="cut", mounts=["/mnt/web"], count=1, quality="crash")
-    tap.ok(any("/mnt/data was not frozen" in line for line in record["warnings"]),
+    tap.ok(any("/mnt/data is not to be frozen" in line for line in record["warnings"]),
            "... and the record warns of it")
     record = took(site, "nothing", "--freeze", "/mnt/nothing", what="a mount point that is none",
                   policy="all", mounts=None, count=2)

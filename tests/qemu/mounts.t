@@ -107,15 +107,24 @@ def words(t):
         record = site.froze("an honest one", ["/"], *out)
         t.is_((record["evidence"]["frozenMounts"], record["evidence"]["freezePolicy"],
                record["consistency"]), (["/"], "cut", "filesystem"), "... and it is in the record")
+        checked = vm.vmfrost("check", *out).document
+        t.is_((checked["frozenMounts"], checked["freezePolicy"], agent.frozen), (["/"], "cut", False),
+              "check tells it before")
+        status = vm.vmfrost("status").document
+        t.ok("frozenMounts" not in status and "freezePolicy" not in status,
+             "status has nothing to do with it")
         site.froze("by request", "all", *out, "--freeze", "all")
         t.ok("guest-get-fsinfo" not in agent.asked, "... without asking")
         for command in "guest-get-fsinfo", "guest-fsfreeze-freeze-list":
             agent.disabled = command,
             site.froze(f"no {command}", "all", *out, says="does not allow")
         record = site.take(*out, "--freeze", "cut")
-        t.ok(any("all file systems are frozen" in line for line in record["warnings"]),
+        t.ok(any("all file systems are to be frozen" in line for line in record["warnings"]),
              "... which whoever asked for it is warned of")
         agent.disabled = ()
+        site.set("freeze=/")
+        t.is_(vm.vmfrost("status").document["warnings"], [], "... but not when only looking")
+        site.set("freeze=")
         agent.windows = True
         site.froze("Windows", "all", *out, says="Windows")
         agent.windows = False

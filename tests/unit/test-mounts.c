@@ -105,7 +105,7 @@ test_wishes(void)
     check("one more is all", "cut,/data", two, 2, fsinfo, "all");
     check("named", "/", two, 2, fsinfo, "/");
     check("named, of another disk", "/data", two, 2, fsinfo,
-          "/data; / was not frozen, as asked for, and is on a disk of the snapshot");
+          "/data; / is not to be frozen, as asked for, but is on a disk of the snapshot");
     check("nothing is left to freeze", "-/", two, 2, fsinfo,
           "all; the guest has no file system on the disks that are cut");
     check("a name of nothing", "/srv", two, 2, fsinfo, "all; the guest has no file system at /srv");
@@ -134,7 +134,7 @@ test_disks(void)
           "/b");
     check("... which is to be left out", "cut,-/v", two, 2,
           "[" FS("/", "ext4", VIRTIO(2)) "," FS("/v", "xfs", "") "]",
-          "/; /v was not frozen, as asked for, and may be on a disk of the snapshot");
+          "/; /v is not to be frozen, as asked for, but may be on a disk of the snapshot");
     check("another bus", "cut", two, 2,
           "[" FS("/", "ext4", VIRTIO(2)) "," FS("/v", "xfs",
                                                 "{\"pci-controller\":{\"domain\":0,\"bus\":1,"
