@@ -11,8 +11,10 @@
  *   vmfrost_new() makes a context on a loop. Each vmfrost_<verb>() starts one
  *   operation and returns at once; its `done` callback fires exactly once, from the
  *   loop, never from inside the call that started it. Any number of operations on
- *   different VMs may run at a time; a second changing operation on the same VM ends with an
- *   error that says who holds it. vmfrost_free() is allowed when no operation runs.
+ *   different VMs may be started at a time (of snapshots some wait for others: struct
+ *   vmfrost_settings; each needs up to 6 descriptors, see RLIMIT_NOFILE); a second changing
+ * operation on the same VM ends with an error that says who holds it. vmfrost_free() is allowed
+ * when no operation runs.
  *
  * BLOCKING USE
  *   vmfrost_wait() runs the loop until the operations of a context are done.
@@ -126,10 +128,14 @@ struct vmfrost_settings {
                               $XDG_STATE_HOME/vmfrost or ~/.local/state/vmfrost for others */
     vmfrost_log_fn *log;   /* NULL: no log */
     void *log_data;
+    size_t snapshots_at_once; /* snapshots that are worked on at a time; others wait, in their
+                                 order, and their deadlines begin when they are let in. They share
+                                 the loop: more of them keep each other's guests frozen for longer.
+                                 0: 16 */
 };
 #define VMFROST_SETTINGS_INIT                                                                      \
     {                                                                                              \
-        sizeof(struct vmfrost_settings), NULL, NULL, NULL                                          \
+        sizeof(struct vmfrost_settings), NULL, NULL, NULL, 0                                       \
     }
 
 /* A context on a loop that the caller owns and that outlives it. NULL with errno if the state

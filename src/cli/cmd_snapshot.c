@@ -48,6 +48,7 @@ snapshot_several(struct cli *cli, const char *const *vms, size_t count)
     void **data = vf_alloc(count * sizeof(void *));
     enum vmfrost_code worst = VMFROST_OK;
 
+    jobs_make_room(count);
     for (size_t i = 0; i < count; i++) {
         job_init(&jobs[i], cli, vms[i], true);
         data[i] = &jobs[i];

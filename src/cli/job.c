@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "cli/report.h"
 #include "cli/signals.h"
@@ -219,6 +220,19 @@ job_end_reading(struct cli *cli, const struct job *job)
     return VMFROST_OK;
 }
 
+void
+jobs_make_room(size_t count)
+{
+    const rlim_t wanted = 64 + 8 * count;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
+        return;
+    /* If it cannot be had, some of them will say so. */
+    limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 enum vmfrost_code
 jobs_run_all(struct cli *cli, void (*start)(struct job *job), struct job **jobs_r, size_t *count_r)
 {
@@ -234,6 +248,7 @@ jobs_run_all(struct cli *cli, void (*start)(struct job *job), struct job **jobs_
     size_t count = vf_json_length(vms);
     struct job *jobs = vf_alloc(count * sizeof *jobs);
 
+    jobs_make_room(count);
     for (size_t i = 0; i < count; i++) {
         const char *name = vf_json_string(vf_json_at(vms, i), "name");
 

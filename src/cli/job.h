@@ -46,6 +46,9 @@ void job_release(struct job *job);
 vmfrost_event_fn job_on_event;
 vmfrost_done_fn job_on_done;
 
+/* So many of them may have their sockets and files open at a time. */
+void jobs_make_room(size_t count);
+
 /* Runs until all of them are done. */
 void jobs_wait(struct cli *cli, struct job *jobs, size_t count);
 

@@ -109,8 +109,10 @@ start(void *owner, const struct vf_step *step)
     step->start(flow);
     vf_test_point(flow, point);
     /* Behind the first step of the way back, which is the thaw if there is one. */
-    if (flow->engine.unwinding)
+    if (flow->engine.unwinding) {
+        vf_gate_leave(flow);
         vf_group_failed(flow);
+    }
 }
 
 static void
@@ -228,6 +230,19 @@ begin(struct vf_flow *flow)
     vf_flow_start(flow->child);
 }
 
+/* It is not kept waiting any longer: its time begins now. */
+static void
+let_in(struct vf_flow *flow)
+{
+    int64_t waited_us = vf_now_us() - flow->accepted_us;
+
+    flow->accepted_us += waited_us;
+    if (flow->engine.deadline_us != INT64_MAX)
+        flow->engine.deadline_us += waited_us;
+    flow->started = true;
+    begin(flow);
+}
+
 static void
 on_timer(struct ev_loop *loop, ev_timer *watcher, int revents)
 {
@@ -235,12 +250,10 @@ on_timer(struct ev_loop *loop, ev_timer *watcher, int revents)
 
     (void)loop;
     (void)revents;
-    if (flow->started) {
+    if (flow->started)
         vf_engine_tick(&flow->engine);
-        return;
-    }
-    flow->started = true;
-    begin(flow);
+    else if (flow->stop_asked || vf_gate_enter(flow, let_in))
+        let_in(flow);
 }
 
 static void
@@ -367,6 +380,7 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
         close(flow->lock_fd);
     flow->lock_fd = -1;
     vf_group_leave(flow);
+    vf_gate_leave(flow);
     if (flow->on_end)
         flow->on_end(flow, flow->on_end_data);
     if (done)
@@ -417,6 +431,11 @@ void
 vf_flow_cancel(struct vf_flow *flow)
 {
     flow->stop_asked = true;
+    if (!flow->started) { /* from the loop, as ever */
+        vf_gate_leave(flow);
+        ev_timer_start(flow->loop, &flow->timer);
+        return;
+    }
     if (flow->child)
         vf_flow_cancel(flow->child);
     else if (flow->engine.step != VF_STEP_END)

@@ -17,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/guard.h"
+#include "flows/gate.h"
 #include "store/classes.h"
 #include "store/journal.h"
 #include "store/store.h"
@@ -255,7 +256,9 @@ struct vf_flow {
     bool job_all;  /* `job` is how the ids of all jobs begin that are waited for */
     bool job_news; /* one of them has come to another state since they were asked for */
     struct vf_restore restore;
-    struct vf_using *using;   /* export, clone: using.h; else NULL */
+    struct vf_using *using; /* export, clone: using.h; else NULL */
+    struct vf_gate *gate;   /* NULL: it need not wait for others */
+    struct vf_gate_place gate_place;
     struct vf_member *member; /* of a group: group.h; else NULL */
     struct vf_batch batch;
     const char *event; /* the name of the event that is waited for; NULL: none */

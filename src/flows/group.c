@@ -91,6 +91,12 @@ tell_all(struct vf_group *group)
             vf_tell_queued(group->members[i].flow);
 }
 
+static void
+let_in(struct vf_flow *flow)
+{
+    vf_end(flow, VF_OK);
+}
+
 /* From the loop, so that no step runs. */
 static void
 go_on(struct ev_loop *loop, ev_timer *watcher, int revents)
@@ -107,6 +113,9 @@ go_on(struct ev_loop *loop, ev_timer *watcher, int revents)
             if (!member->waiting || rank(member) != now || !may_go_on(member))
                 continue;
             member->waiting = false;
+            /* What comes next keeps the loop busy: not for all at a time. */
+            if (member->reached == MEET_PREPARED && !vf_gate_enter(member->flow, let_in))
+                continue;
             vf_end(member->flow, VF_OK);
         }
     if (thaws)
@@ -120,6 +129,7 @@ meet(struct vf_flow *flow, enum meeting meeting)
 
     member->reached = meeting;
     member->waiting = true;
+    vf_gate_leave(flow); /* its place is for who can go on */
     if (may_go_on(member))
         ev_feed_event(flow->loop, &member->group->turn, EV_CUSTOM);
 }
@@ -257,8 +267,11 @@ vf_step_group_commit(struct vf_flow *flow)
 void
 vf_group_abandon(struct vf_flow *flow)
 {
-    if (flow->member)
-        flow->member->waiting = false;
+    if (!flow->member)
+        return;
+    flow->member->waiting = false;
+    if (flow->gate_place.at == VF_GATE_WAITING)
+        vf_gate_leave(flow);
 }
 
 /* One that could not even begin may have a reason of its own. */

@@ -29,6 +29,7 @@ struct vmfrost {
     struct ev_loop *loop;
     struct vf_store *store;
     struct vf_log log;
+    struct vf_gate gate; /* of snapshots */
     size_t running;
 };
 
@@ -72,6 +73,7 @@ vmfrost_new(struct ev_loop *loop, const struct vmfrost_settings *settings)
     context->loop = loop;
     context->store = store;
     context->log = (struct vf_log){given.log, given.log_data};
+    vf_gate_init(&context->gate, loop, given.snapshots_at_once);
     return context;
 }
 
@@ -81,6 +83,7 @@ vmfrost_free(struct vmfrost *context)
     if (!context)
         return;
     assert(context->running == 0);
+    vf_gate_close(&context->gate);
     vf_store_close(context->store);
     free(context);
 }
@@ -236,6 +239,7 @@ make_snapshot(struct vmfrost *context, const char *vm,
     int64_t deadline_ms;
 
     flow->changes = true;
+    flow->gate = &context->gate;
     take_options(flow, options);
     take_name(flow, name ? name : flow->options.name);
     deadline_ms = flow->options.deadline_ms ? flow->options.deadline_ms

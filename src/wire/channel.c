@@ -34,7 +34,6 @@
 /* QEMU binds its socket before it listens: for that moment it refuses. */
 #define REFUSALS_MAX 10
 #define ROOM_MIN ((size_t)16 << 10)
-#define ROOM_KEPT ((size_t)64 << 10)
 
 enum channel_state { CHANNEL_CLOSED, CHANNEL_CONNECTING, CHANNEL_OPEN, CHANNEL_DEAF };
 
@@ -106,7 +105,7 @@ buffer_drop(struct buffer *buffer, size_t length)
     if (length > 0)
         memmove(buffer->bytes, buffer->bytes + length, buffer->length - length);
     buffer->length -= length;
-    if (buffer->length == 0 && buffer->capacity > ROOM_KEPT)
+    if (buffer->length == 0) /* there may be thousands of channels that wait */
         buffer_release(buffer);
 }
 
