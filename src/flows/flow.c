@@ -252,7 +252,7 @@ on_timer(struct ev_loop *loop, ev_timer *watcher, int revents)
     (void)revents;
     if (flow->started)
         vf_engine_tick(&flow->engine);
-    else if (flow->stop_asked || vf_gate_enter(flow, let_in))
+    else
         let_in(flow);
 }
 
@@ -424,20 +424,20 @@ vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *l
 void
 vf_flow_start(struct vf_flow *flow)
 {
-    ev_timer_start(flow->loop, &flow->timer);
+    if (vf_gate_enter(flow, let_in))
+        ev_timer_start(flow->loop, &flow->timer);
 }
 
 void
 vf_flow_cancel(struct vf_flow *flow)
 {
     flow->stop_asked = true;
-    if (!flow->started) { /* from the loop, as ever */
+    if (flow->gate_place.at == VF_GATE_WAITING && !flow->started) { /* it ends from the loop */
         vf_gate_leave(flow);
         ev_timer_start(flow->loop, &flow->timer);
-        return;
-    }
-    if (flow->child)
+    } else if (flow->child) {
         vf_flow_cancel(flow->child);
-    else if (flow->engine.step != VF_STEP_END)
+    } else if (flow->engine.step != VF_STEP_END) {
         vf_engine_cancel(&flow->engine);
+    }
 }
