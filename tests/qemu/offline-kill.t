@@ -255,8 +255,8 @@ def too_late(t):
         wrong = []
         vm = stopped(drive)
         try:
-            begun = time.monotonic()
             command = vm.stop_at("verify+", "snapshot", "@one", "--deadline", "4s")
+            begun = time.monotonic()
             want = {disk: [1, 0] for disk in DISKS}
             if started:
                 vm.start()
