@@ -12,6 +12,7 @@
 
 #include "flows/steps.h"
 #include "util/cleanup.h"
+#include "util/file.h"
 #include "util/json.h"
 #include "util/mem.h"
 
@@ -93,19 +94,49 @@ vf_history_guard_lives(const struct vf_flow *flow)
     return vf_process_alive(vf_history_guard(flow));
 }
 
+/* The images are called as the operation calls them: else the journal is another snapshot's, or
+ * nobody's. `name` NULL: of a restore that keeps nothing. */
+static bool
+is_of(const struct vf_flow *flow, const struct vf_cut *cut, const char *name)
+{
+    const char *overlay = vf_name_of(cut->names.overlay);
+
+    if (cut->naming == VF_NAMING_NEW_FILE)
+        return strchr(overlay, '+');
+    /* What a deletion merges may be known by the name that a snapshot's image once had. */
+    bool known = vf_history_was(flow, "delete") && strchr(overlay, '@') &&
+                 !vf_is_an_image(flow, cut->names.overlay);
+    VF_AUTO_FREE char *sealed =
+        name ? vf_sealed_name(cut->names.top, name) : vf_printf("%s.old", cut->names.overlay);
+
+    return (known || vf_is_hidden_link(overlay)) && strcmp(sealed, cut->names.sealed) == 0;
+}
+
+static bool
+adopt_cuts(struct vf_flow *flow, struct json_object *first)
+{
+    struct json_object *prepared = vf_history_last(flow, "prepared");
+    const char *name = vf_json_string(first, vf_history_was(flow, "restore") ? "keep" : "snapshot");
+
+    if (!vf_cuts_parse(flow, vf_json_array(prepared ? prepared : first, "cuts")))
+        return false;
+    for (size_t i = 0; i < flow->cut_count; i++)
+        if (!is_of(flow, &flow->cuts[i], name))
+            return false;
+    return true;
+}
+
 bool
 vf_history_adopt(struct vf_flow *flow)
 {
     struct json_object *first = vf_json_at(flow->journal_lines, 0);
-    struct json_object *prepared = vf_history_last(flow, "prepared");
     const char *id = vf_json_string(first, "id");
     const char *agent = vf_json_string(first, "agent");
     const char *port_id = vf_json_string(first, "agentPortId");
     const char *snapshot = vf_json_string(first, "snapshot");
     int64_t pid = 0, started = 0;
 
-    if (!id || strlen(id) != 16 ||
-        !vf_cuts_parse(flow, vf_json_array(prepared ? prepared : first, "cuts")))
+    if (!id || strlen(id) != 16 || strspn(id, "0123456789abcdef") != 16 || !adopt_cuts(flow, first))
         return false;
     memcpy(flow->id, id, sizeof flow->id);
     if (agent)

@@ -327,6 +327,15 @@ is_image(struct json_object *records, const char *path)
     return false;
 }
 
+bool
+vf_is_an_image(const struct vf_flow *flow, const char *path)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
+
+    return !records || is_image(records, path);
+}
+
 /* What this file says of a name is not enough to remove it. NULL if it may go, else why not. */
 static const char *
 reason_to_stay(struct json_object *records, const char *path, struct stat *about)

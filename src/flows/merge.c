@@ -77,6 +77,12 @@ turn(struct vf_flow *flow, const struct vf_cut *cut, const char *source, struct 
                vf_unlink(cut->names.next, of_base ? cut->base : cut->overlay, &flow->log, &error) ||
                vf_note_error(flow, &error);
     }
+    if (vf_is_only_name(cut->names.top)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: %s is the only name of its image: it is left alone",
+                cut->name, cut->names.top);
+        vf_advise(flow, "look at the images by hand, then remove %s/journal", flow->vm.folder);
+        return false;
+    }
     if (!vf_inode_equal(vf_inode_of(cut->names.next), wanted) &&
         (!vf_unlink(cut->names.next, other, &flow->log, &error) ||
          !vf_link(source, cut->names.next, wanted, &flow->log, &error)))

@@ -512,8 +512,16 @@ close_forward(struct vf_flow *flow)
     flow->evidence.frozen_count = frozen_count;
     flow->evidence.thawed_count = thawed_count;
     flow->recovered_evidence = thawed;
+    if (!flow->snapshot_name) {
+        vf_note(flow, VMFROST_FAILED, "the journal %s/journal does not say which snapshot it is of",
+                flow->vm.folder);
+        vf_advise(flow, "look at the images by hand, then remove that file");
+        return false;
+    }
     if (!remember_links(flow))
         return false;
+    if (!flow->record) /* lost, or damaged */
+        vf_record_make(flow, flow->snapshot_name);
     vf_group_recall(flow);
     /* The cut's reply came before the thaw: only then is its time in that line. */
     bool proved =

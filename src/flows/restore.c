@@ -568,8 +568,9 @@ static bool
 throw_away(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
+    VF_AUTO_FREE char *aside = vf_printf("%s.old", cut->names.overlay);
 
-    if (cut->naming == VF_NAMING_NEW_FILE) {
+    if (cut->naming == VF_NAMING_NEW_FILE || strcmp(cut->names.sealed, aside) != 0) {
         vf_warn(flow, "disk %s: %s, which it ran on, is left where it is", cut->name,
                 cut->names.sealed);
         return true;

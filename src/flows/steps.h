@@ -303,6 +303,9 @@ bool vf_links_drop(struct vf_flow *flow, const struct vf_inode *inodes, size_t c
 bool vf_links_trim(struct vf_flow *flow);
 /* The list of them can be used; else false with the error. */
 bool vf_links_sound(const struct vf_flow *flow, struct vmfrost_error *error);
+/* A record that is not being deleted has it as the current or as a sealed image; or whether one has
+ * cannot be known. */
+bool vf_is_an_image(const struct vf_flow *flow, const char *path);
 /* Removes the links whose QEMU is gone; false if the list of them cannot be used. */
 bool vf_links_sweep(struct vf_flow *flow);
 

@@ -64,6 +64,14 @@ vf_inode_of(const char *path)
     return inode;
 }
 
+bool
+vf_is_only_name(const char *path)
+{
+    struct stat about;
+
+    return lstat(path, &about) == 0 && S_ISREG(about.st_mode) && about.st_nlink < 2;
+}
+
 /* Of a directory entry in `folder`, its path if it is `inode`; NULL if not. Owned by the caller. */
 static char *
 path_if(const char *folder, const struct dirent *entry, struct vf_inode inode)

@@ -94,6 +94,9 @@ char *vf_visible_name(const char *name);
 /* The name is such a one, or that of its second link. */
 bool vf_is_hidden_link(const char *name);
 
+/* The name is the only one of a regular file: whoever removes or replaces it loses the file. */
+bool vf_is_only_name(const char *path);
+
 /* A file in `folder` that is `inode`: its path, if possible a visible one; NULL if there is none.
  * Owned by the caller. */
 char *vf_find_inode(const char *folder, struct vf_inode inode);

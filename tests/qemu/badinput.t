@@ -254,6 +254,92 @@ def planted_links(t):
               "those of one that is gone go, and no others")
 
 
+# --- planted journals -------------------------------------------------------------------------
+
+STATES = {"nothing more": [], "the cut": [{"state": "cutting"}],
+          "the end of a merge": [{"state": "cutting"}, {"state": "merge-flip", "disk": "web"},
+                                 {"state": "merge-final", "disk": "web"}],
+          "a merge": [{"state": "cutting"}, {"state": "merged", "disk": "web"}],
+          "a turn": [{"state": "halting", "online": False}, {"state": "turning"}],
+          "a graft": [{"state": "graft", "disk": "web", "upper": "TWO", "lower": "PRECIOUS",
+                       "over": "TOP"}]}
+
+
+def planted_journals(t):
+    """Nothing is removed, and no name is turned, because a journal says so."""
+    with chain() as vm:
+        disks = vm.disks
+        top, one, two, precious = (disks / name for name in ("web.qcow2", "web@one.qcow2",
+                                                             "web@two.qcow2", "precious.qcow2"))
+        name = "three"  # whose image somebody has made
+        record = json.loads(record_path(vm, "two").read_text())
+        journal = vm_folder(vm) / "journal"
+        hidden = str(disks / ".web.qcow2.0123456789abcdef")
+        place = {"TWO": str(two), "PRECIOUS": str(precious), "TOP": str(top)}
+        new_file = {"naming": "new-file", "top": None, "next": None}
+
+        def inode(path):
+            return path.stat().st_ino
+
+        def overlay(path):
+            return {"overlay": str(path), "overlayInode": inode(path), "next": f"{path}.next"}
+
+        forged = {
+            "as it was": {},
+            "the overlay is nobody's": overlay(precious),
+            "the overlay is another's": overlay(one),
+            "the overlay is the current image": {"overlay": hidden, "overlayInode": inode(top),
+                                                 "next": hidden + ".next"},
+            "the overlay is the current image, and sealed is nobody's":
+                {"overlay": hidden, "overlayInode": inode(top), "next": hidden + ".next",
+                 "sealed": str(precious), "baseInode": inode(precious)},
+            "the base is the current image": {**overlay(precious), "baseInode": inode(top)},
+            "the base is the current image, and the overlay another's":
+                {**overlay(one), "baseInode": inode(top)},
+            "sealed is another's": {"sealed": str(one), "baseInode": inode(one)},
+            "a new file that is nobody's": {**new_file, **overlay(precious), "next": None},
+            "a new file that is another's": {**new_file, **overlay(two), "next": None},
+            "a new file that is the current image":
+                {**new_file, **overlay(top), "next": None, "sealed": str(two)},
+        }
+        for running in (True, False):
+            if not running:
+                vm.kill()
+                vm.vmfrost("recover")
+            # Hidden names may come and go: they are second ones.
+            before = {name: about for name, about in look(disks).items() if name[0] != "."}
+            # What cannot be done to a running VM is tried for a minute.
+            for operation in ("snapshot",) if running else ("snapshot", "delete", "restore"):
+                for what, changes in forged.items():
+                    wrong = []
+                    for states, lines in STATES.items():
+                        if running and "merge" in states:
+                            continue
+                        first = {"operation": operation, "id": "0123456789abcdef", "vm": "web",
+                                 "qmp": str(vm.socket), "snapshot": name, "keep": name, "pid": 1,
+                                 "qemu": record["qemu"]["pid"],
+                                 "qemuStarted": record["qemu"]["started"],
+                                 "cuts": [{**record["cuts"][0],
+                                           "sealed": str(disks / "web@three.qcow2"), **changes}]}
+                        lines = [{key: place.get(value, value) for key, value in line.items()}
+                                 for line in lines]
+                        journal.write_text("\n\n".join(json.dumps(line)
+                                                        for line in [first, *lines]) + "\n")
+                        try:
+                            out = vm.vmfrost("recover", timeout=PATIENCE)
+                        except LabError as error:
+                            wrong.append(f"{states}: {error}")
+                            break
+                        journal.unlink(missing_ok=True)
+                        record_path(vm, name).unlink(missing_ok=True)
+                        after = look(disks)
+                        lost = [image for image in before if before[image] != after.get(image)]
+                        if lost or out.code not in (0, 1) or (out.code and not out.error):
+                            wrong.append((states, out.code, out.error, out.next, lost))
+                    t.is_(wrong, [], f"{'running' if running else 'stopped'}, a planted journal "
+                          f"of {operation}: {what}")
+
+
 # --- files of the state folder ----------------------------------------------------------------
 
 def put(path, kind):
@@ -678,7 +764,7 @@ def thaw_anyway(t):
 
 def main():
     with Tap() as t:
-        for part in (planted_records, planted_links, state_files, odd_current, odd_sealed,
+        for part in (planted_records, planted_links, planted_journals, state_files, odd_current, odd_sealed,
                      lost_name, no_state, in_the_way, immutable, told, thaw_anyway):
             if ONLY in part.__name__:
                 began = time.monotonic()
