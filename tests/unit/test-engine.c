@@ -631,6 +631,45 @@ test_commit(void)
 
 /* Steps that end at once are settled one after the other: no matter how many they are, the stack is
  * no deeper. */
+/* A step that finds out while it runs that there is no way back any more. */
+static void
+test_commit_inside(void)
+{
+    prepare();
+    engine.deadline_us = now + 50 * MS;
+    undos[1].unless = OWE_Z; /* what is committed is not undone */
+    answers[A] = VF_OK;
+    vf_engine_run(&engine);
+    is_int(armed, engine.deadline_us, "the deadline is armed");
+    ok(vf_engine_may_commit(&engine), "in time it may commit");
+    vf_engine_commit(&engine, OWE_Z);
+    is_int(armed, now + 100 * MS, "then only the step's budget counts");
+    is_int(engine.owed, OWE_X | OWE_Y | OWE_Z, "and the debt is booked");
+    vf_engine_cancel(&engine);
+    now += 60 * MS;
+    vf_engine_tick(&engine);
+    is_str(story, "a a. b", "neither a cancel nor the deadline is heard");
+    end(VF_REFUSED);
+    is_str(story, "a a. b b! z", "a failure serves what it owes");
+    end(VF_REFUSED);
+    is_str(story, "a a. b b! z z! end", "... and what is not to be undone stays");
+    is_int(engine.owed, OWE_X | OWE_Z, "... owed");
+
+    prepare();
+    engine.deadline_us = now + 50 * MS;
+    vf_engine_run(&engine);
+    now += 50 * MS;
+    ok(!vf_engine_may_commit(&engine), "at the deadline it is too late");
+    vf_engine_tick(&engine);
+    ok(engine.unwinding && !vf_engine_may_commit(&engine), "on the way back as well");
+
+    prepare();
+    cancel_at = "a";
+    answers[A] = WAIT;
+    vf_engine_run(&engine);
+    ok(!vf_engine_may_commit(&engine), "nor may one that was cancelled");
+}
+
 static void
 test_no_recursion(void)
 {
@@ -668,6 +707,7 @@ main(void)
     test_patience();
     test_cancel();
     test_commit();
+    test_commit_inside();
     test_no_recursion();
     return done_testing();
 }
