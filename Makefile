@@ -35,8 +35,9 @@ VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
 # nobody calls.
-SMALL_CFLAGS  := -flto=auto -fno-asynchronous-unwind-tables -fstack-protector -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
-SMALL_LDFLAGS := -flto=auto -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed
+SMALL_CFLAGS  := -flto=auto -fno-plt -fno-gcse -fno-asynchronous-unwind-tables -fstack-protector \
+                 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed
 
 ifneq ($(filter $(VARIANT),small static),)
 CFLAGS    ?= -Oz
@@ -56,7 +57,7 @@ else ifeq ($(VARIANT),cov)
 VF_CFLAGS   += -O0 --coverage
 VF_LDFLAGS  += --coverage
 else ifeq ($(VARIANT),small)
-VF_CFLAGS   += $(SMALL_CFLAGS)
+VF_CFLAGS   += $(SMALL_CFLAGS) -fPIE
 VF_LDFLAGS  += $(SMALL_LDFLAGS) -Wl,-z,pack-relative-relocs
 else ifeq ($(VARIANT),static)
 VF_CFLAGS   += $(SMALL_CFLAGS)
