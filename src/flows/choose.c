@@ -693,6 +693,10 @@ choose_disk(struct vf_flow *flow, size_t at, struct json_object *records)
     cut->unrelated = cut->naming == VF_NAMING_NEW_FILE &&
                      !vf_json_bool(flow->record, "deleting", false) &&
                      count_children(&family, family.sealed) == 0;
+    if (family.disk && !is_stopped(flow) && !flow->qemu.pid)
+        return refuse(flow, cut, "over TCP it cannot be told which images QEMU has open",
+                      "deleting needs a UNIX socket of the running QEMU "
+                      "(-qmp unix:PATH,server=on,wait=off)");
     if (family.disk && !is_stopped(flow) &&
         !vf_inode_equal(image_at(&family, family.tree.current)->inode, family.place.inode))
         return refuse(flow, cut, "QEMU does not run on the current image of this chain",

@@ -152,6 +152,12 @@ def events_lost(tap):
                                        state_dir=vm.state))
         tap.is_((out.code, out.error), (0, ""), "the overlay's creation without a job's events")
         tap.is_((len(vm.chain("web")), vm.jobs()), (2, []), "all is done")
+        out = finish(lab.start_vmfrost(["delete", "--qmp", address, "@one", "--json"],
+                                       state_dir=vm.state))
+        tap.ok(out.code == 1 and "over TCP" in out.error and "unix:" in out.next,
+               f"deleting needs to know which process QEMU is: {out.error}")
+        tap.is_((len(vm.chain("web")), vm.jobs(), vm.status()), (2, [], "running"),
+                "... and nothing is done")
         server.shutdown(socket.SHUT_RDWR)
 
 
