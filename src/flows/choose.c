@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 
 #include "flows/clones.h"
 #include "flows/graft.h"
@@ -360,15 +359,13 @@ static bool
 has_room(struct vf_flow *flow, const struct vf_cut *cut, const char *path, int64_t bytes)
 {
     VF_AUTO_FREE char *folder = vf_folder_of(path);
-    struct statvfs room;
+    int64_t room = vf_free_bytes(folder, false);
 
-    if (statvfs(folder, &room) < 0 ||
-        (double)room.f_bavail * (double)room.f_frsize >= (double)bytes)
+    if (room >= bytes)
         return true;
     vf_note(flow, VMFROST_FAILED,
             "disk %s: joining its images needs up to %lld MiB in %s, and %lld MiB are free",
-            cut->name, (long long)(bytes >> 20), folder,
-            (long long)((double)room.f_bavail * (double)room.f_frsize / (1 << 20)));
+            cut->name, (long long)(bytes >> 20), folder, (long long)(room >> 20));
     vf_advise(flow, "make room there first");
     return false;
 }

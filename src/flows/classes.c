@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 
 #include "flows/steps.h"
 #include "util/cleanup.h"
@@ -176,20 +175,19 @@ vf_room_suffices(const struct vf_flow *flow, struct vmfrost_error *error)
         VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
         VF_AUTO_FREE char *names = NULL;
         char free_text[32], wanted_text[32];
-        struct statvfs room;
         struct stat about;
 
         if (!can_be_checked(flow, cut, error))
             return false;
         /* A QEMU on another host has other folders. */
-        if (!flow->qemu.pid || stat(folder, &about) < 0 || statvfs(folder, &room) < 0)
+        if (!flow->qemu.pid || stat(folder, &about) < 0)
             continue;
-        uint64_t available = (uint64_t)room.f_bavail * room.f_frsize;
+        int64_t available = vf_free_bytes(folder, false);
         int64_t wanted = wanted_on(flow, about.st_dev, &names);
 
-        if ((uint64_t)wanted <= available)
+        if (wanted <= available)
             continue;
-        format_mib((int64_t)available, free_text);
+        format_mib(available, free_text);
         format_mib(wanted, wanted_text);
         vf_fail(error, VMFROST_FAILED,
                 "disk %s: the file system of %s has %s free, and there have to be %s for the "

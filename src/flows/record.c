@@ -8,12 +8,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/statvfs.h>
 
 #include "flows/group.h"
 #include "flows/steps.h"
 #include "flows/truth.h"
 #include "util/cleanup.h"
+#include "util/file.h"
 #include "util/json.h"
 #include "util/mem.h"
 
@@ -456,18 +456,13 @@ vf_record_make(struct vf_flow *flow, const char *name)
 bool
 vf_state_has_room(struct vf_flow *flow)
 {
-    struct statvfs about;
+    int64_t room = vf_free_bytes(flow->vm.folder, geteuid() == 0);
 
-    if (statvfs(flow->vm.folder, &about) < 0)
-        return true;
-    unsigned long long free =
-        (unsigned long long)about.f_frsize * (geteuid() == 0 ? about.f_bfree : about.f_bavail);
-
-    if (free >= STATE_LEAST)
+    if (room >= STATE_LEAST)
         return true;
     vf_note(flow, VMFROST_FAILED,
-            "cannot keep a record in %s: %s (%llu KiB are free, and %d KiB may be needed)",
-            flow->vm.folder, strerror(ENOSPC), free / 1024, STATE_LEAST / 1024);
+            "cannot keep a record in %s: %s (%lld KiB are free, and %d KiB may be needed)",
+            flow->vm.folder, strerror(ENOSPC), (long long)room / 1024, STATE_LEAST / 1024);
     vf_advise(flow, "make room there first");
     return false;
 }

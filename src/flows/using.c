@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "flows/steps.h"
@@ -481,18 +480,15 @@ has_room(struct vf_flow *flow)
     const struct vf_using *using = flow->using;
     VF_AUTO_FREE char *folder =
         using->folder ? vf_strdup(using->folder) : vf_folder_of(using->dest);
-    double wanted = 0, free_bytes;
-    struct statvfs room;
+    int64_t room = vf_free_bytes(folder, false);
+    double wanted = 0;
 
     for (size_t i = 0; i < using->count; i++)
         wanted += (double)using->copies[i].bytes;
-    if (statvfs(folder, &room) < 0 || room.f_blocks == 0)
-        return true;
-    free_bytes = (double)room.f_bavail * (double)room.f_frsize;
-    if (free_bytes >= wanted)
+    if ((double)room >= wanted)
         return true;
     vf_note(flow, VMFROST_FAILED, "it needs about %lld MiB in %s, and %lld MiB are free",
-            (long long)(wanted / (1 << 20)) + 1, folder, (long long)(free_bytes / (1 << 20)));
+            (long long)(wanted / (1 << 20)) + 1, folder, (long long)(room >> 20));
     vf_advise(flow, "make room there, or choose another folder");
     return false;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
@@ -185,6 +186,18 @@ vf_sync_folder_of(const char *path)
     VF_AUTO_FREE char *folder = vf_folder_of(path);
 
     return vf_sync_folder(folder);
+}
+
+int64_t
+vf_free_bytes(const char *folder, bool for_root)
+{
+    struct statvfs about;
+
+    if (statvfs(folder, &about) < 0 || about.f_blocks == 0)
+        return INT64_MAX;
+    double bytes = (double)(for_root ? about.f_bfree : about.f_bavail) * (double)about.f_frsize;
+
+    return bytes < (double)INT64_MAX ? (int64_t)bytes : INT64_MAX;
 }
 
 char *

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "util/error.h"
 
@@ -34,6 +35,10 @@ bool vf_make_folders(const char *path, struct vmfrost_error *error);
 /* Makes the entries of a folder durable: 0, or -1 with errno. */
 int vf_sync_folder(const char *path);
 int vf_sync_folder_of(const char *path); /* of the folder that `path` lies in */
+
+/* How many bytes are free in the folder's file system: for root, or for all others as well.
+ * INT64_MAX where nobody can tell, or nothing sets a limit (a ramfs). */
+int64_t vf_free_bytes(const char *folder, bool for_root);
 
 /* "/a/b" of "/a/b/c", "." of "c". Owned by the caller. */
 char *vf_folder_of(const char *path);

@@ -265,10 +265,41 @@ def room(t):
         run("umount", small)
 
 
+def endless(t):
+    """A file system that does not tell how large it is."""
+    vm = Qemu(drive("web"), ())
+    vm.state.mkdir(exist_ok=True)
+    mounted = []
+    try:
+        for folder in vm.disks, vm.state:
+            if run("mount", "-t", "ramfs", "vmfrost-test", folder, check=False).returncode:
+                t.skip("a ramfs", "it cannot be mounted here")
+                return
+            mounted.append(folder)
+            folder.chmod(0o700)
+        make_image(vm.disks / "web.qcow2")
+        with vm:
+            vm.write("web", 1)
+            vm.take("one")
+            vm.write("web", 2)
+            vm.take("two")
+            vm.write("web", 3)
+            out = vm.vmfrost("export", "@one", str(vm.disks / "copy.qcow2"))
+            t.is_((out.code, out.error), (0, ""), "a ramfs, as the root of an appliance may be: export")
+            for name in "one", "two":
+                out = vm.vmfrost("delete", f"@{name}")
+                t.is_((out.code, out.error), (0, ""), f"... delete {name}")
+            t.is_((vm.sees("web", 1), len(vm.chain("web"))), ([3], 1), "... the guest's data")
+    finally:
+        vm.kill()
+        for folder in mounted:
+            run("umount", "-l", folder)
+
+
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (left_out, restored, folders, network, options, crashes, room):
+        for part in (left_out, restored, folders, network, options, crashes, room, endless):
             if only in part.__name__:
                 part(t)
 

@@ -425,6 +425,14 @@ test_memory(void)
     ok(!owner && strcmp(thief, "mine") == 0, "stolen");
 }
 
+static void
+test_free_bytes(void)
+{
+    ok(vf_free_bytes("/", false) <= vf_free_bytes("/", true), "root has what others have, or more");
+    is_int(vf_free_bytes("/no/such/folder", true), INT64_MAX, "nobody can tell");
+    is_int(vf_free_bytes("/proc", true), INT64_MAX, "what sets no limit");
+}
+
 int
 main(void)
 {
@@ -443,6 +451,7 @@ main(void)
     test_files();
     test_errors();
     test_log();
+    test_free_bytes();
     test_memory();
     snprintf(command, sizeof command, "rm -rf %s", folder);
     if (system(command) != 0)
