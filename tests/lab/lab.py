@@ -909,7 +909,7 @@ class Tap:
 
     def skip(self, name, why):
         """One test that cannot be run here."""
-        if os.environ.get("CI") == "true":
+        if os.environ.get("CI"):
             self.ok(False, f"{name} # must not be skipped in CI: {why}")
             return
         self.count += 1

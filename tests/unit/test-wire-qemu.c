@@ -252,6 +252,10 @@ main(void)
     UNTIL(access(qga_path, F_OK) == 0 || waitpid(qemu, &status, WNOHANG) != 0);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
         remove_folder();
+        if (getenv("CI")) {
+            ok(false, "there is no %s", program);
+            return done_testing();
+        }
         printf("1..0 # SKIP there is no %s\n", program);
         return 0;
     }
