@@ -53,6 +53,11 @@ VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-san
 VF_LDFLAGS  += -fsanitize=address,undefined
 else ifeq ($(VARIANT),clang)
 CC          := clang
+else ifeq ($(VARIANT),fuzz)
+CC          := clang
+VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
+               -fno-sanitize-recover=all
+VF_LDFLAGS  += -fsanitize=fuzzer,address,undefined
 else ifeq ($(VARIANT),cov)
 VF_CFLAGS   += -O0 --coverage
 VF_LDFLAGS  += --coverage
@@ -63,7 +68,7 @@ else ifeq ($(VARIANT),static)
 VF_CFLAGS   += $(SMALL_CFLAGS)
 VF_LDFLAGS  += $(SMALL_LDFLAGS)
 else
-$(error VARIANT is release, small, static, asan, clang or cov)
+$(error VARIANT is release, small, static, asan, clang, fuzz or cov)
 endif
 
 # libev ships no pkg-config file.
@@ -84,6 +89,7 @@ LIB_SRC   := $(sort $(foreach room,$(LIB_ROOMS),$(wildcard src/$(room)/*.c)))
 CLI_SRC   := $(sort $(wildcard src/cli/*.c))
 UTIL_SRC  := $(sort $(wildcard src/util/*.c))
 UNIT_SRC  := $(sort $(wildcard tests/unit/test-*.c))
+FUZZ_SRC  := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 QEMU_SRC  := $(sort $(wildcard tests/qemu/test-*.c))
 
 objects    = $(patsubst %.c,$(B)/%.o,$(1))
@@ -91,6 +97,7 @@ LIB_OBJ   := $(call objects,$(LIB_SRC))
 CLI_OBJ   := $(call objects,$(CLI_SRC))
 UTIL_OBJ  := $(call objects,$(UTIL_SRC))
 UNIT_BIN  := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRC))
+FUZZ_BIN  := $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%,$(FUZZ_SRC))
 
 COMMAND   := $(B)/vmfrost
 ARCHIVE   := $(B)/libvmfrost.a
@@ -144,11 +151,21 @@ $(B)/tests/unit/test-%: $(B)/tests/unit/test-%.o $(ARCHIVE)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) -lpthread $(LDLIBS)
 
+# libFuzzer brings a main() of its own; elsewhere each target replays its corpus.
+ifneq ($(VARIANT),fuzz)
+FUZZ_MAIN := $(B)/tests/fuzz/replay.o
+endif
+
+$(B)/tests/fuzz/fuzz-%: $(B)/tests/fuzz/fuzz-%.o $(FUZZ_MAIN) $(ARCHIVE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) -lpthread $(LDLIBS)
+
 $(EXAMPLE): $(B)/tests/example/embed.o $(ARCHIVE)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) $(LDLIBS)
 
 -include $(sort $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call objects,$(UNIT_SRC)) \
+                                   $(call objects,$(FUZZ_SRC)) $(B)/tests/fuzz/replay.o \
                                    $(B)/tests/example/embed.o))
 
 # Tests. Each set can be run alone; VARIANT=asan runs any of them with sanitizers.
@@ -161,22 +178,26 @@ TESTS_GUEST := tests/lab/selftest.t $(sort $(wildcard tests/guest/*.t))
 PROVE_FLAGS ?= --timer
 JOBS        ?= $(shell nproc)
 
-.PHONY: bootstrap unit check check-unit check-build check-cli check-qemu check-guest
+.PHONY: bootstrap unit check check-unit check-fuzz check-build check-cli check-qemu check-guest
 bootstrap:
 	$(Q)tools/bootstrap build test lint
 
-unit: $(UNIT_BIN) $(EXAMPLE)
+unit: $(UNIT_BIN) $(FUZZ_BIN) $(EXAMPLE)
 
 # Setting up comes before everything is built, whatever -j says.
 check: bootstrap
-	$(Q)$(MAKE) --no-print-directory check-unit check-build check-cli
-	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-cli
+	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz check-build check-cli
+	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-fuzz check-cli
 	$(Q)$(MAKE) --no-print-directory lint
 	$(Q)$(MAKE) --no-print-directory check-qemu
 	$(Q)$(MAKE) --no-print-directory check-guest
 
 check-unit: all unit
 	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '' $(UNIT_BIN)
+
+# What fuzzers are fed with, in seconds and without a fuzzer.
+check-fuzz: all unit
+	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '' $(FUZZ_BIN)
 
 check-build: all unit
 	$(Q)$(PROVE) $(PROVE_FLAGS) $(TESTS_BUILD)
@@ -191,13 +212,34 @@ check-guest: all unit
 	$(Q)tests/lab/build >/dev/null
 	$(Q)EXAMPLE=$(CURDIR)/$(EXAMPLE) $(PROVE) $(PROVE_FLAGS) $(TESTS_GUEST)
 
+# What they find stays in build/fuzz, and so does the corpus as it grows. FUZZ=NAME: only that one.
+FUZZ_SECONDS ?= 60
+FUZZ         ?= $(patsubst tests/fuzz/fuzz-%.c,%,$(FUZZ_SRC))
+
+.PHONY: fuzz
+ifeq ($(VARIANT),fuzz)
+fuzz: $(foreach name,$(FUZZ),$(B)/tests/fuzz/fuzz-$(name))
+	$(Q)for name in $(FUZZ); do \
+	    echo "  FUZZ   $$name ($(FUZZ_SECONDS) s)"; \
+	    mkdir -p $(B)/corpus/$$name; \
+	    $(B)/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=10 \
+	        -verbosity=0 -print_final_stats=1 -dict=tests/fuzz/dictionary \
+	        -artifact_prefix=$(B)/found-$$name- \
+	        $(B)/corpus/$$name tests/fuzz/corpus/$$name || exit 1; \
+	done
+else
+fuzz:
+	$(Q)tools/bootstrap build test lint
+	$(Q)$(MAKE) --no-print-directory VARIANT=fuzz fuzz
+endif
+
 VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
             --child-silent-after-fork=yes
 
 .PHONY: check-asan check-valgrind
 check-asan:
 	$(Q)tools/bootstrap build test lint
-	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-cli check-qemu check-guest
+	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-fuzz check-cli check-qemu check-guest
 
 check-valgrind: bootstrap
 	$(Q)$(MAKE) --no-print-directory all unit
@@ -270,11 +312,12 @@ help:
 	@echo 'make small | static the command for appliances, stripped: build/small/vmfrost, build/static/vmfrost'
 	@echo 'make demo           boot a guest, take a snapshot, look at it'
 	@echo 'make check          all tests (installs what they need; about ten minutes)'
-	@echo 'make check-unit     ... only these; also: check-build check-cli check-qemu check-guest'
+	@echo 'make check-unit     ... only these; also: check-fuzz check-build check-cli check-qemu check-guest'
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
 	@echo 'make check-valgrind the unit tests under valgrind'
+	@echo 'make fuzz           fuzz what reads foreign input; FUZZ=target FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make bench          measure; PEERS=libvirt beside libvirt; BENCH=--help for more'
 	@echo 'make lint | fmt     check or put right the layout; static checks'
 	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'
 	@echo 'make clean          remove build/'
-	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|small|static|asan|clang|cov V=1'
+	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|small|static|asan|clang|fuzz|cov V=1'
