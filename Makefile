@@ -55,6 +55,7 @@ else ifeq ($(VARIANT),clang)
 CC          := clang
 else ifeq ($(VARIANT),fuzz)
 CC          := clang
+VF_CPPFLAGS += -DVMFROST_FUZZER
 VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
                -fno-sanitize-recover=all
 VF_LDFLAGS  += -fsanitize=fuzzer,address,undefined
