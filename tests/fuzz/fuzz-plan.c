@@ -46,7 +46,7 @@ check_included(const struct vf_plan_input *input, const struct vf_plan *plan, si
 
     MUST(!disk->why);
     MUST(inserted && !vf_json_bool(inserted, "ro", false));
-    MUST(disk->root && disk->node && disk->format && disk->file && disk->protocol);
+    MUST(disk->root && disk->node && disk->format && disk->file);
     MUST(vf_disk_node(input, disk->node) && vf_disk_node(input, disk->root));
     MUST(!vf_same(disk->protocol, "vvfat"));
     MUST(disk->size >= 0);
