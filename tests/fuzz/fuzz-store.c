@@ -72,6 +72,7 @@ check_links(const struct vf_vm *vm)
     VF_AUTO_FREE char *top = vf_links_top(&flow, "/images/.web.qcow2.0123456789abcdef");
 
     check_error(sound, &error);
+    MUST(sound || !top);
     MUST(sound || !vf_links_has(&flow, "/images/.web.qcow2.0123456789abcdef"));
     vf_links_needed(&flow, "/images/.web.qcow2.0123456789abcdef");
 }

@@ -85,6 +85,7 @@ check_tree(const struct vf_tree *tree)
         bool found = vf_tree_outsiders(tree, i, &outsider);
 
         MUST(found == (outsider != NULL));
+        MUST(!moved || *moved == '/');
         ours += image->current;
     }
     MUST(ours == 1);
