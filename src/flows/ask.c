@@ -164,8 +164,10 @@ vf_ask_agent(struct vf_flow *flow, const char *command, struct json_object *argu
 }
 
 void
-vf_forget_asked(struct vf_flow *flow)
+vf_forget_questions(struct vf_flow *flow)
 {
+    const char *failed = flow->batch.failed;
+
     while (flow->pending) {
         struct vf_pending *pending = flow->pending;
 
@@ -173,10 +175,17 @@ vf_forget_asked(struct vf_flow *flow)
         vf_qmp_forget(flow->qmp, pending->handle);
         free(pending);
     }
-    flow->jobs_begun = 0;
     free(flow->batch.about);
     free(flow->batch.words);
-    flow->batch = (struct vf_batch){0};
+    flow->batch = (struct vf_batch){.failed = failed};
+}
+
+void
+vf_forget_asked(struct vf_flow *flow)
+{
+    vf_forget_questions(flow);
+    flow->batch.failed = NULL;
+    flow->jobs_begun = 0;
     flow->event = NULL;
     /* Also a connection that is just being made. */
     if (!vf_qmp_ready(flow->qmp))

@@ -162,6 +162,7 @@ void
 vf_end(struct vf_flow *flow, enum vf_outcome outcome)
 {
     vf_job_forget(flow);
+    vf_forget_questions(flow);
     flow->event = NULL;
     vf_engine_complete(&flow->engine, outcome);
 }

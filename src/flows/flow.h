@@ -363,7 +363,9 @@ void vf_test_point(const struct vf_flow *flow, const char *name);
 
 /* The engine's `trace`; `owner` is the flow. */
 void vf_tell_step(void *owner, const struct vf_step *step, enum vf_step_state state);
-/* Nobody is called back for what was asked so far. */
+/* Nobody is called back for what QEMU was asked so far: the step is over. */
+void vf_forget_questions(struct vf_flow *flow);
+/* The same for all that was asked, also of the agent and of programs. */
 void vf_forget_asked(struct vf_flow *flow);
 
 #endif

@@ -26,17 +26,19 @@ struct question {
 static const struct question questions[] = {
     {"query-status", FACT(status), false},
     {"query-migrate", FACT(migrate), false},
-    {"query-jobs", FACT(jobs), false},
     {"query-chardev", FACT(chardev), false},
     /* From here on, vf_look_again() asks again. What comes behind the jobs is only asked when they
-     * are known: see dangerous_job(). */
+     * are known: see creating_job() and dangerous_job(). */
     {"query-block-jobs", FACT(block_jobs), false},
+    {"query-jobs", FACT(jobs), false},
     {"query-block", FACT(block), false},
     {"query-named-block-nodes", FACT(nodes), true},
     {"x-debug-query-block-graph", FACT(graph), false},
 };
 #define QUESTION_COUNT (sizeof questions / sizeof *questions)
-#define QUESTION_BLOCK (QUESTION_COUNT - 4)
+#define QUESTION_BLOCK_JOBS (QUESTION_COUNT - 5)
+#define QUESTION_JOBS (QUESTION_COUNT - 4)
+#define QUESTION_BLOCK (QUESTION_COUNT - 3)
 #define QUESTION_NODES (QUESTION_COUNT - 2)
 
 static struct json_object **
@@ -70,6 +72,44 @@ vf_node_file(const struct vf_flow *flow, const char *node)
 
 static void ask_from(struct vf_flow *flow, size_t first);
 
+/* A storage daemon has no devices: what stands for them does not change. */
+static bool
+has_no_devices(const struct vf_flow *flow)
+{
+    return flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED);
+}
+
+/* The first question about jobs. */
+static size_t
+question_again(const struct vf_flow *flow)
+{
+    return has_no_devices(flow) ? QUESTION_JOBS : QUESTION_BLOCK_JOBS;
+}
+
+/* While an image is created, by anybody, QEMU crashes at query-named-block-nodes: the image is in
+ * that list before it is whole. The job's id, borrowed; NULL: QEMU can be asked. */
+static const char *
+creating_job(const struct vf_flow *flow)
+{
+    for (size_t i = 0; i < vf_json_length(flow->facts.jobs); i++) {
+        struct json_object *job = vf_json_at(flow->facts.jobs, i);
+        const char *type = vf_json_string(job, "type"), *id = vf_json_string(job, "id");
+        unsigned state = vf_job_state_bit(vf_json_string(job, "status"));
+
+        if (type && id && strcmp(type, "create") == 0 &&
+            !(state & (VF_JOB_CONCLUDED | VF_JOB_GONE)))
+            return id;
+    }
+    return NULL;
+}
+
+static void
+on_created(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "waiting for the end of an image's creation"))
+        ask_from(flow, question_again(flow));
+}
+
 /* From the end of a stream to its dismissal, QEMU crashes at query-named-block-nodes: the stream's
  * filter is in that list, but has no child any more. Without auto-dismiss, that end may be now;
  * ours wait before it to be told to end. Borrowed; NULL: QEMU can be asked. */
@@ -92,13 +132,25 @@ static void
 on_job_dismissed(struct vf_flow *flow, const struct vf_reply *reply)
 {
     if (vf_expect(flow, reply, "job-dismiss"))
-        ask_from(flow, QUESTION_BLOCK);
+        ask_from(flow, QUESTION_BLOCK_JOBS);
 }
 
-/* One of ours is a killed vmfrost's: with the journal it is this one's. */
+/* A stream of ours is a killed vmfrost's: with the journal it is this one's. */
 static void
-deal_with(struct vf_flow *flow, struct json_object *job)
+deal_with_jobs(struct vf_flow *flow)
 {
+    struct json_object *job = has_no_devices(flow) ? NULL : dangerous_job(flow);
+    const char *creating = creating_job(flow);
+
+    if (creating) {
+        vf_job_watch(flow, creating);
+        vf_job_wait(flow, VF_JOB_CONCLUDED, on_created);
+        return;
+    }
+    if (!job) {
+        ask_from(flow, has_no_devices(flow) ? QUESTION_NODES : QUESTION_BLOCK);
+        return;
+    }
     const char *id = vf_json_string(job, "device"), *status = vf_json_string(job, "status");
 
     if (id && vf_starts_with(id, VF_JOB_OURS) && flow->journal.fd >= 0) {
@@ -126,21 +178,17 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
     *slot = json_object_get(reply->value);
     flow->at++;
 
-    struct json_object *job = question->fact == FACT(block_jobs) ? dangerous_job(flow) : NULL;
-
-    if (job)
-        deal_with(flow, job);
-    else if (flow->at == QUESTION_COUNT)
+    if (flow->at == QUESTION_COUNT)
         flow->on_looked(flow);
-    else if (question->fact == FACT(block_jobs))
-        ask_from(flow, flow->at);
+    else if (flow->at == QUESTION_BLOCK)
+        deal_with_jobs(flow);
 }
 
 /* All that may be asked now, at once. */
 static void
 ask_from(struct vf_flow *flow, size_t first)
 {
-    size_t end = first <= QUESTION_BLOCK ? QUESTION_BLOCK + 1 : QUESTION_COUNT;
+    size_t end = first < QUESTION_BLOCK ? QUESTION_BLOCK : QUESTION_COUNT;
 
     flow->at = first;
     for (size_t i = first; i < end; i++) {
@@ -159,9 +207,7 @@ void
 vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
     flow->on_looked = fn;
-    /* A storage daemon has no devices: what stands for them does not change. */
-    ask_from(flow, flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED) ? QUESTION_NODES
-                                                                                 : QUESTION_BLOCK);
+    ask_from(flow, question_again(flow));
 }
 
 /* Which disks were plugged in after QEMU's start: all devices are asked at once, and answer in this

@@ -9,8 +9,8 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (ROOT, SIZE, Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image, run,
-                  wait_until)
+from bare import (ROOT, SIZE, Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image,
+                  process_state, run, wait_until)
 
 DISKS = ["web", "data", "log"]
 IMAGES = [f"{disk}.qcow2" for disk in DISKS]
@@ -522,6 +522,39 @@ def signals(t):
                 vm.vmfrost("delete", "@no")
 
 
+def lost_on_the_way_back(t):
+    """QEMU ends under several questions at once."""
+    with Qemu(drive("web") + drive("data"), IMAGES[:2]) as vm:
+        command = vm.stop_at("overlays.created,stop:undo-files", "snapshot", "@no")
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+        wait_until(lambda: "undo-files" in command.output()[0] and
+                   process_state(command.pid) == "T", what="the way back", interval=0.002)
+        vm.kill()
+        out = go_on(command)
+        t.is_(out.code, 1, f"QEMU ends on the way back: {out.error}")
+        vm.start()
+        out = vm.vmfrost("recover")
+        t.is_((out.code, vm.names(), vm.journal()), (0, ["data.qcow2", "web.qcow2"], []),
+              f"... and recover tidies up: {out.error}")
+
+
+def while_creating(t):
+    """QEMU crashes when it is asked for its nodes while an image is being created."""
+    with Qemu(drive("web")) as vm:
+        other = vm.disks / "other.qcow2"
+        other.touch()
+        vm.qmp("blockdev-add", driver="file", **{"node-name": "other", "filename": str(other)})
+        for verb in "status", "check":
+            vm.qmp("blockdev-create", **{"job-id": "other", "options": {
+                "driver": "qcow2", "file": "other", "size": 1 << 40, "preallocation": "metadata"}})
+            out = vm.vmfrost(verb)
+            states = [job["status"] for job in vm.qmp("query-jobs")]
+            t.ok(states == ["concluded"] and vm.process.poll() is None,
+                 f"{verb} waits until an image is created: {states} {out.code} {out.error}")
+            vm.qmp("job-dismiss", id="other")
+
+
 def two_at_once(t):
     """One changes the VM, the other is told who does."""
     with Qemu(drive("web")) as vm:
@@ -543,7 +576,8 @@ def main():
         only = os.environ.get("ONLY", "")
         for part in (names_of_snapshots, names_that_exist, excluded, run_states, io_error, jobs,
                      no_permission, full_disk, immutable, at_rehearsal, at_cut, after_cut, deadline,
-                     signals, two_at_once):
+                     signals, lost_on_the_way_back,
+                     while_creating, two_at_once):
             if only in part.__name__:
                 part(t)
 

@@ -134,6 +134,12 @@ def names_of_disks(tap):
         tap.is_(len(set(found.values())), 4, "each has its image")
 
 
+def signals(mask):
+    """Those of /proc's mask that a program can have anything to do with: 32 and 33 are the C
+    library's own, and ignored where it was started with posix_spawn(), as by make."""
+    return int(mask, 16) & ~(3 << 31)
+
+
 def inherited(tap):
     """What the command has: the descriptors, signals and environment that vmfrost was given."""
     with Qemu(WORDS, IMAGES) as vm:
@@ -142,12 +148,12 @@ def inherited(tap):
                                                             "--events", vm.folder / "events"])
         numbers = sorted(int(number) for number in re.findall(r" (\d+) -> ", done.out))
         tap.is_(numbers, [0, 1, 2, 3], "descriptors: three, and that of ls")
-        tap.is_(re.findall(r"Sig\w+:\s*(\w+)", done.out), ["0" * 16, "0" * 16],
+        tap.is_([signals(mask) for mask in re.findall(r"Sig\w+:\s*(\w+)", done.out)], [0, 0],
                 "no signal is blocked or ignored")
         done = with_snapshot(vm, "sh", "-c", "trap '' HUP PIPE; exec \"$@\"", "sh",
                              lab.vmfrost_program(), "with", "-q", "--qmp", vm.socket, "@inner", "--",
                              "grep", "^SigIgn", "/proc/self/status", options=["-q", "@outer"])
-        tap.is_(int(done.out.split()[1], 16) if done.out else done, 1 << 0 | 1 << 12,
+        tap.is_(signals(done.out.split()[1]) if done.out else done, 1 << 0 | 1 << 12,
                 "what was ignored stays so; one inside another one")
         tidy(tap, vm, "one inside another one")
         command = With(vm, "sh", "-c", held(vm))
