@@ -219,7 +219,12 @@ make_name(const struct vf_plan *plan, const struct vf_disk *disk)
     for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++)
         if (candidates[i] && *candidates[i] && !name_taken(plan, candidates[i]))
             return vf_strdup(candidates[i]);
-    return vf_printf("disk%zu", plan->count);
+    for (size_t number = plan->count;; number++) {
+        VF_AUTO_FREE char *name = vf_printf("disk%zu", number);
+
+        if (!name_taken(plan, name))
+            return VF_STEAL(name);
+    }
 }
 
 /* Walks down from the root to the node that is cut, and notes what is in the way. */

@@ -37,7 +37,8 @@ enum vf_reason {
 struct vf_disk {
     char *name;      /* for people and --exclude: the drive's id, else the device's id (as in
                         /machine/peripheral/vd0/virtio-backend), else the node's name, else the
-                        device's QOM path. The first of these that no disk before it has */
+                        device's QOM path. The first of these that no disk before it has; else
+                        "disk" and a number that none has */
     char *device;    /* name of QEMU's block backend; "" for -blockdev */
     char *qdev;      /* id or QOM path of the device; NULL if none */
     char *root;      /* node that the device uses; NULL for an empty drive */

@@ -650,6 +650,24 @@ test_names(void)
     vf_plan_release(&plan);
 }
 
+/* A drive can be called as the last resort is. */
+static void
+test_last_resort(void)
+{
+    VF_AUTO_JSON struct json_object *fixture = load("drive");
+    struct json_object *blocks =
+        load_text("[{\"device\":\"disk2\"},{\"device\":\"data\"},{\"qdev\":\"data\"}]");
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_plan plan;
+
+    vf_json_add(fixture, "block", blocks);
+    struct vf_plan_input input = input_of(fixture);
+
+    ok(!vf_plan_make(&input, &plan, &error), "nothing but empty drives");
+    is_str(plan.disks[2].name, "disk3", "one without a name of its own gets one that is free");
+    vf_plan_release(&plan);
+}
+
 static void
 test_drop(void)
 {
@@ -701,6 +719,7 @@ main(void)
     test_ring();
     test_deep();
     test_names();
+    test_last_resort();
     test_hotplugged();
     test_device_paths();
     test_drop();
