@@ -530,8 +530,15 @@ def lost_on_the_way_back(t):
         command.signal(signal.SIGCONT)
         wait_until(lambda: "undo-files" in command.output()[0] and
                    process_state(command.pid) == "T", what="the way back", interval=0.002)
+        os.kill(vm.process.pid, signal.SIGSTOP)  # all that it is asked stays unanswered
+        command.signal(signal.SIGCONT)
+        wait_until(lambda: process_state(command.pid) == "S", what="questions", interval=0.002)
+        time.sleep(0.2)
         vm.kill()
-        out = go_on(command)
+        while command.process.poll() is None:  # it stops before each try
+            command.signal(signal.SIGCONT)
+            time.sleep(0.02)
+        out = finish(command)
         t.is_(out.code, 1, f"QEMU ends on the way back: {out.error}")
         vm.start()
         out = vm.vmfrost("recover")
