@@ -19,7 +19,8 @@ import time
 from contextlib import contextmanager
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import CLUSTER, MIB, LabError, Qemu, Tap, drive, finish, lab, make_image, wait_until
+from bare import (CLUSTER, MIB, LabError, Qemu, Tap, drive, finish, lab, make_image, process_state,
+                  wait_until)
 
 FULL = 64 * MIB // CLUSTER
 
@@ -131,8 +132,9 @@ def backward(client, qemu):
     client.close()
 
 
-def events_lost(tap):
-    """A job whose events never come."""
+@contextmanager
+def relayed(*ways):
+    """A VM, and the address under which it is reached over a relay."""
     qemu = Qemu()
     qemu.words = drive("web", str(qemu.disks / "web.qcow2"))
     with qemu as vm, socket.create_server(("127.0.0.1", 0)) as server:
@@ -144,10 +146,53 @@ def events_lost(tap):
                     return
                 monitor = socket.socket(socket.AF_UNIX)
                 monitor.connect(str(vm.socket))
-                for way in forward, backward:
+                for way in ways:
                     threading.Thread(target=way, args=(client, monitor), daemon=True).start()
         threading.Thread(target=serve, daemon=True).start()
-        address = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        yield vm, f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def lost_between_answers(tap):
+    """A connection that ends while several questions are open, on the way back."""
+    armed = threading.Event()
+
+    def cut_off(client, monitor):
+        while said := client.recv(65536):
+            if armed.is_set() and b"query-named-block-nodes" in said:
+                armed.clear()
+                client.shutdown(socket.SHUT_RDWR)
+                monitor.shutdown(socket.SHUT_RDWR)
+                return
+            monitor.sendall(said)
+        monitor.shutdown(socket.SHUT_WR)
+
+    def untouched(client, monitor):
+        try:
+            while said := monitor.recv(65536):
+                client.sendall(said)
+        except OSError:
+            pass
+        client.close()
+
+    with relayed(cut_off, untouched) as (vm, address):
+        command = lab.start_vmfrost(["snapshot", "--qmp", address, "@one", "--json"],
+                                    env={"VMFROST_TEST_AT": "stop:overlays.created"},
+                                    state_dir=vm.state)
+        wait_until(lambda: process_state(command.pid) == "T", what="the stop")
+        armed.set()
+        command.signal(signal.SIGINT)
+        command.signal(signal.SIGCONT)
+        out = finish(command)
+        tap.ok(out.code == 1 and "stopped by request" in out.error and not armed.is_set(),
+               f"the connection ends between answers: {out.code} {out.error} {out.err[-200:]}")
+        tap.is_((len(vm.chain("web")), vm.jobs(), vm.names(), vm.status()),
+                (1, [], ["web.qcow2"], "running"), "... and what was prepared is removed")
+
+
+def events_lost(tap):
+    """A job whose events never come."""
+    with relayed(forward, backward) as (vm, address):
         out = finish(lab.start_vmfrost(["snapshot", "--qmp", address, "@one", "--json"],
                                        state_dir=vm.state))
         tap.is_((out.code, out.error), (0, ""), "the overlay's creation without a job's events")
@@ -158,7 +203,6 @@ def events_lost(tap):
                f"deleting needs to know which process QEMU is: {out.error}")
         tap.is_((len(vm.chain("web")), vm.jobs(), vm.status()), (2, [], "running"),
                 "... and nothing is done")
-        server.shutdown(socket.SHUT_RDWR)
 
 
 class Terminal:
@@ -259,6 +303,7 @@ with Tap() as main:
     grafts(main)
     stopped_in_the_middle(main)
     events_lost(main)
+    lost_between_answers(main)
     on_terminal(main)
     skipped(main)
     without_terminal(main)
