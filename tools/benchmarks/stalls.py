@@ -4,7 +4,8 @@ import lab
 SETTLE_S = 0.3  # writes before and after, so that what came before is not counted
 DIRTY_MIB = 60
 SPEED = 20 << 20  # of the disk with the dirty pages, in bytes per second
-DISKS = (("probe", 64), ("dirty", 160))  # of which the last is the slow one
+# The agent freezes what was mounted last first: the probe's file system waits for the slow one.
+DISKS = (("dirty", 160), ("probe", 64))
 
 
 def disks():
@@ -20,7 +21,7 @@ def prepare(vm):
 
 
 def limit(vm, speed):
-    device = [about["qdev"] for about in vm.qmp("query-block") if "inserted" in about][-1]
+    device = [about["qdev"] for about in vm.qmp("query-block") if "inserted" in about][0]
     vm.qmp("block_set_io_throttle", {"id": device, "bps": 0, "bps_rd": 0, "bps_wr": speed, "iops": 0,
                                      "iops_rd": 0, "iops_wr": 0})
 
