@@ -439,6 +439,10 @@ vf_freezing_json(const struct vf_flow *flow, struct json_object *object)
                            ? policies[freezing->wish.base]
                            : "all");
     vf_json_add_string(object, "freezeMessage", freezing->mounts.why);
+    /* A recovery that finds no more than this has to judge by the same. */
+    vf_json_add_string(object, "freezePartial", freezing->mounts.partial);
+    if (freezing->mounts.points)
+        vf_json_add_int(object, "freezeExpected", freezing->mounts.least);
     if (freezing->mounts.points)
         vf_json_add(object, "frozenMounts", json_object_get(freezing->mounts.points));
 }

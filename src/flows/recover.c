@@ -483,6 +483,30 @@ let_go(struct vf_flow *flow)
 
 /* Closing. */
 
+/* What the dead process knew of the window. Is it enough to say that the guest stood still? */
+static bool
+recall_window(struct vf_flow *flow)
+{
+    struct json_object *thawed = vf_history_last(flow, "thawed");
+    const char *partial = vf_json_string(thawed, "freezePartial");
+    int64_t frozen_count = -1, thawed_count = -2, expected = 0;
+
+    vf_json_int(thawed, "frozenFilesystems", &frozen_count);
+    vf_json_int(thawed, "thawedFilesystems", &thawed_count);
+    vf_json_int(thawed, "freezeExpected", &expected);
+    flow->evidence.frozen_count = frozen_count;
+    flow->evidence.thawed_count = thawed_count;
+    flow->recovered_evidence = thawed;
+    if (partial && !flow->freezing.mounts.partial) {
+        flow->freezing.mounts.partial = vf_strdup(partial);
+        vf_warn(flow, "%s", partial);
+    }
+    /* The cut's reply came before the thaw: only then is its time in that line. */
+    return !flow->froze ||
+           (frozen_count > 0 && frozen_count == thawed_count && frozen_count >= expected &&
+            vf_json_string(thawed, "cut") && !vf_json_string(thawed, "disturbedBy"));
+}
+
 /* The hidden names of the overlays that stay go with the QEMU that knows them. */
 static bool
 remember_links(struct vf_flow *flow)
@@ -501,17 +525,9 @@ remember_links(struct vf_flow *flow)
 static bool
 close_forward(struct vf_flow *flow)
 {
-    struct json_object *thawed = vf_history_last(flow, "thawed");
-    int64_t frozen_count = -1, thawed_count = -2;
-
     vf_disks_cut(flow);
     if (vf_json_bool(flow->record, "readyToUse", false))
         return true;
-    vf_json_int(thawed, "frozenFilesystems", &frozen_count);
-    vf_json_int(thawed, "thawedFilesystems", &thawed_count);
-    flow->evidence.frozen_count = frozen_count;
-    flow->evidence.thawed_count = thawed_count;
-    flow->recovered_evidence = thawed;
     if (!flow->snapshot_name) {
         vf_note(flow, VMFROST_FAILED, "the journal %s/journal does not say which snapshot it is of",
                 flow->vm.folder);
@@ -523,10 +539,7 @@ close_forward(struct vf_flow *flow)
     if (!flow->record) /* lost, or damaged */
         vf_record_make(flow, flow->snapshot_name);
     vf_group_recall(flow);
-    /* The cut's reply came before the thaw: only then is its time in that line. */
-    bool proved =
-        !flow->froze || (frozen_count > 0 && frozen_count == thawed_count &&
-                         vf_json_string(thawed, "cut") && !vf_json_string(thawed, "disturbedBy"));
+    bool proved = recall_window(flow);
 
     flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     flow->unverified = !proved;

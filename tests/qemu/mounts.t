@@ -57,6 +57,18 @@ class Site:
         return record
 
 
+    def recovered(self, *options):
+        """What a snapshot is that a recovery finishes: vmfrost is killed when the guest is thawed."""
+        self.number += 1
+        name = f"s{self.number}"
+        self.vm.start_vmfrost("snapshot", f"@{name}", *options,
+                              env={"VMFROST_TEST_AT": "kill:verify"}).wait()
+        done = self.vm.vmfrost("recover")
+        assert done.code == 0, done
+        record = self.vm.vmfrost("show", f"@{name}").document
+        return record["phase"], record["readyToUse"], record["consistency"]
+
+
 def places(t):
     """Where QEMU has disks of all kinds is found out, also behind a bridge that the firmware has
     given its number."""
@@ -148,10 +160,12 @@ def words(t):
         agent.short = 1
         record = site.froze("fewer are frozen than there were", ["/", "/srv"], *out, code=5)
         t.is_(record["consistency"], "crash", "... and it does not count as consistent")
+        t.is_(site.recovered(*out), ("Failed", True, "crash"), "... nor for a recovery")
         agent.short = 0
         site.set("freeze=-/srv")
         record = site.froze("one left out by the VM's setting", ["/"], *out)
         t.is_(record["consistency"], "crash", "... of a disk that is cut, so that it is not consistent")
+        t.is_(site.recovered(*out), ("Succeeded", True, "crash"), "... nor for a recovery")
         site.froze("... and by the command line", ["/", "/srv"], *out, "--freeze", "cut")
 
 

@@ -24,6 +24,9 @@
  * own table, with all of its own faults and all of its own crashes. Before a recovery the VM may be
  * started as well, with what the names lead to, and its guest writes.
  *
+ * All of it is played with what makes a snapshot faster, and without: the guest's caches are
+ * flushed before, QEMU has the cut before the freeze, and only what is chosen is frozen.
+ *
  * What the model does not have: the guard (a crash is the worse for it), jobs of others, images
  * that are joined by graft.c, and the moment between the failure of a merge's last step in QEMU and
  * the turning back of the name.
@@ -37,8 +40,8 @@
 #include "flows/flow.h"
 #include "flows/tables.h"
 
-/* Two disks, a bit each. */
-enum { DISKS = 2, ALL = (1 << DISKS) - 1 };
+/* Two disks, a bit each; and what else the guest has. */
+enum { DISKS = 2, ALL = (1 << DISKS) - 1, THE_OTHERS = 1 << DISKS };
 
 /* Of the fake clock. */
 #define REPLY_US 1000
@@ -70,6 +73,7 @@ struct world {
     unsigned char said_froze;  /* a line says that a freeze may have been sent */
     unsigned char said_thawed; /* a later one that its thaw was confirmed */
     unsigned char said_equal;  /* ... with the count of the freeze */
+    unsigned char said_partly; /* ... which was not for all that is cut */
     unsigned char said_merging;
     unsigned char said_halting;   /* the VM may be stopped */
     unsigned char said_final;     /* disks whose last line says that the base may be live by now */
@@ -87,8 +91,9 @@ struct world {
     unsigned char late_files, late_cut, late_job, late_final;
     unsigned char late_mirror, late_pivot, late_restore;
     /* The guest. */
-    unsigned char frozen; /* or its hooks have run */
+    unsigned char frozen; /* the file systems on these disks; or its hooks have run */
     unsigned char late_agent;
+    unsigned char late_frozen; /* what a late freeze is for */
     unsigned char held;        /* frozen on purpose, with a guard that thaws in time */
     unsigned char stood_still; /* frozen when it was cut */
     unsigned char anew;        /* it was reset since its disks were changed */
@@ -110,6 +115,9 @@ struct memory {
     unsigned char thaw_sent;
     unsigned char thawed_equal; /* ... and confirmed with the freeze's count */
     unsigned char quiesce_failed, unverified;
+    unsigned char chosen; /* file systems on these disks are to be frozen; 0: all that there are */
+    unsigned char partly; /* ... or were: not all that is cut */
+    unsigned char primed; /* QEMU has the cut, all but its last byte */
     unsigned char recorded; /* "snapshot taken" is what the user is told */
     unsigned char action;   /* of a recovery */
     unsigned char anew;     /* ... of a restore: the guest runs on the restored disks */
@@ -306,7 +314,7 @@ die(struct world *w, bool with_data)
 {
     w->dead = true;
     w->no_vm = false;
-    w->frozen = w->late_agent = w->stopped = 0;
+    w->frozen = w->late_agent = w->late_frozen = w->stopped = 0;
     w->jobs = w->late_files = w->late_cut = w->late_job = w->late_final = 0;
     w->late_mirror = w->late_pivot = w->late_restore = w->anew = 0;
     if (!with_data || w->operation == RESTORE) /* there, the names alone count */
@@ -335,7 +343,7 @@ check_world(const struct world *w)
         must(w->stood_still, "the record claims that the guest stood still when it did not");
 
     /* The sockets go with us, and what is in them. */
-    crashed.late_agent = 0;
+    crashed.late_agent = crashed.late_frozen = 0;
     crashed.late_files = crashed.late_cut = crashed.late_job = crashed.late_final = 0;
     crashed.late_mirror = crashed.late_pivot = crashed.late_restore = 0;
     if (w->no_vm)
@@ -416,7 +424,7 @@ land_qemu(struct world *w)
     w->files |= w->late_files;
     if (w->late_cut) {
         w->cut = ALL;
-        w->stood_still = w->frozen;
+        w->stood_still = (w->frozen & ALL) == ALL;
     }
     start_job(w, w->late_job);
     finalize(w, w->late_final);
@@ -427,10 +435,10 @@ static void
 land_agent(struct world *w)
 {
     if (w->late_agent & LATE_FREEZE)
-        w->frozen = true;
+        w->frozen = w->late_frozen;
     if (w->late_agent & LATE_THAW)
-        w->frozen = false;
-    w->late_agent = 0;
+        w->frozen = 0;
+    w->late_agent = w->late_frozen = 0;
 }
 
 static bool
@@ -539,6 +547,7 @@ perform(struct state *s, struct act act)
     case WRITE_JOURNAL: /* an empty one, which names the QEMU that there is */
         w->journal = true;
         w->said_froze = w->said_thawed = w->said_equal = w->said_halting = false;
+        w->said_partly = false;
         w->said_merging = w->said_final = 0;
         w->other = w->data = w->base_written = 0;
         break;
@@ -548,7 +557,7 @@ perform(struct state *s, struct act act)
     case WRITE_RECORD:
         w->record = act.what;
         w->claims = act.what == SUCCEEDED && s->memory.froze && !s->memory.quiesce_failed &&
-                    s->memory.thawed_equal;
+                    s->memory.thawed_equal && !s->memory.partly;
         break;
     case REMOVE_RECORD:
         w->record = NO_RECORD;
@@ -594,14 +603,14 @@ perform(struct state *s, struct act act)
         w->next_base &= ~disks;
         break;
     case FREEZE_GUEST:
-        w->frozen = true;
+        w->frozen = disks;
         break;
     case THAW_GUEST:
-        w->frozen = false;
+        w->frozen = 0;
         break;
     case CUT:
         w->cut = ALL;
-        w->stood_still = w->frozen;
+        w->stood_still = (w->frozen & ALL) == ALL;
         break;
     case STOP:
         w->stopped = true;
@@ -669,9 +678,10 @@ leave_for_later(struct state *s, struct act act)
     struct world *w = &s->world;
 
     check_booked(s, act);
-    if (act.kind == FREEZE_GUEST)
+    if (act.kind == FREEZE_GUEST) {
         w->late_agent |= LATE_FREEZE;
-    else if (act.kind == THAW_GUEST)
+        w->late_frozen = act.what;
+    } else if (act.kind == THAW_GUEST)
         w->late_agent |= LATE_THAW;
     else if (act.kind == MAKE)
         w->late_files |= act.what;
@@ -736,8 +746,7 @@ guard_acts(const struct state *s, struct acts *acts)
 static void
 freeze_acts(const struct state *s, struct acts *acts)
 {
-    (void)s;
-    add(acts, FREEZE_GUEST, 0);
+    add(acts, FREEZE_GUEST, s->memory.chosen ? s->memory.chosen : ALL | THE_OTHERS);
 }
 
 static void
@@ -1176,11 +1185,42 @@ accept_begins(struct state *s)
         s->memory.quiesce_failed = true;
 }
 
+/* Is the cut sent before the freeze? */
+static bool primes;
+
+static void
+guard_begins(struct state *s)
+{
+    s->memory.primed =
+        primes && s->engine.table == &vf_snapshot_table && (s->engine.conditions & VF_IF_AGENT);
+}
+
+/* Steps that ask QEMU for anything else take back what is primed. */
+static void
+take_back(struct state *s)
+{
+    s->memory.primed = false;
+}
+
 static void
 freeze_begins(struct state *s)
 {
+    if (s->engine.table == &vf_snapshot_table)
+        must(s->memory.primed == primes, "the guest is frozen before QEMU has all but a byte");
     s->memory.froze = true;
+    s->memory.partly = s->memory.chosen && (s->memory.chosen & ALL) != ALL;
     s->freeze_sent = s->now;
+}
+
+static void
+cut_begins(struct state *s)
+{
+    bool frozen = s->memory.froze && !s->memory.quiesce_failed;
+
+    must(s->memory.primed == (primes && frozen), frozen
+                                                     ? "in the window QEMU has to read a whole cut"
+                                                     : "a cut is made that was taken back");
+    take_back(s);
 }
 
 static void
@@ -1207,6 +1247,7 @@ thaw_begins(struct state *s)
 static void
 thaw_again_begins(struct state *s)
 {
+    take_back(s);
     /* Of our own freeze, and not for the first time. */
     if (!recovers(s) && s->memory.froze && s->memory.thaw_sent)
         s->memory.unverified = true;
@@ -1250,6 +1291,7 @@ read_ok(struct state *s)
         s->engine.conditions |= VF_IF_THAW_OWED;
     s->memory.froze = w->said_froze;
     s->memory.thawed_equal = w->said_equal;
+    s->memory.partly = w->said_partly;
 }
 
 static void
@@ -1408,6 +1450,7 @@ struct model {
     /* What is refused may be done in part: it is more than one request, or a half-hearted agent. */
     bool refused_partly;
     bool thaws, merges;
+    bool chooses;       /* ... what is to be frozen: its OK says everything, what is cut, or less */
     bool decides;       /* its OK depends on whether the deadline has passed */
     bool last_may_fail; /* OK although its last act failed */
     bool without_qemu;  /* can be done without one */
@@ -1426,12 +1469,12 @@ static const struct model models[] = {
     {"overlays", .peer = QEMU, .acts = overlay_acts, .refused_partly = true},
     {"rehearse", .peer = QEMU},
     {"flush", .peer = AGENT},
-    {"mounts", .peer = AGENT},
+    {"mounts", .peer = AGENT, .chooses = true},
     {"flush-host", .peer = US},
-    {"guard", .peer = AGENT, .acts = guard_acts, .refused_partly = true},
+    {"guard", .peer = AGENT, .acts = guard_acts, .begins = guard_begins, .refused_partly = true},
     {"freeze", .peer = AGENT, .acts = freeze_acts, .begins = freeze_begins, .ok = freeze_ok,
      .refused_partly = true},
-    {"cut", .peer = QEMU, .acts = cut_acts, .ok = cut_ok},
+    {"cut", .peer = QEMU, .acts = cut_acts, .begins = cut_begins, .ok = cut_ok},
     {"flip", .peer = US, .acts = flip_acts, .refused_partly = true},
     {"thaw", .peer = AGENT, .acts = thaw_acts, .begins = thaw_begins, .thaws = true},
     {"verify", .peer = QEMU, .refuses = verify_refuses},
@@ -1606,6 +1649,8 @@ start(void *flow, const struct vf_step *step)
     s->waiting = true;
     if (s->model->begins)
         s->model->begins(s);
+    else if (s->model->peer == QEMU)
+        take_back(s);
     if (s->engine.cancelled && !s->engine.committed && s->model->peer == US)
         end_at_once(s);
 }
@@ -1728,6 +1773,10 @@ offer_reply(const struct state *s, struct options *options, struct choice choice
         offer(options, choice);
 }
 
+/* What an answer to the question for file systems comes to. */
+static const unsigned char choices[] = {0, ALL, ALL | THE_OTHERS, 1};
+enum { CHOICES = sizeof choices / sizeof *choices };
+
 static void
 offer_ok(const struct state *s, struct options *options, size_t acts)
 {
@@ -1741,6 +1790,8 @@ offer_ok(const struct state *s, struct options *options, size_t acts)
         choice.variant = 1;
         offer_reply(s, options, choice);
     }
+    for (choice.variant = 1; s->model->chooses && choice.variant < CHOICES; choice.variant++)
+        offer_reply(s, options, choice);
     choice = (struct choice){.kind = CARELESS_OK};
     if (s->model->last_may_fail && acts > 1)
         offer_reply(s, options, choice);
@@ -1911,6 +1962,8 @@ happen(struct state *s, const struct choice *choice)
         s->memory.thawed_equal = s->memory.frozen_known && was_frozen;
         s->world.said_thawed = s->world.journal;
         s->world.said_equal = s->memory.thawed_equal && s->memory.cut_known;
+        s->world.said_partly = s->memory.partly;
+        must(!s->memory.primed, "the guest is thawed, and QEMU still lacks only a byte of the cut");
         instant(s);
     }
 }
@@ -1973,6 +2026,8 @@ reply(struct state *s, const struct choice *choice, enum vf_outcome outcome)
         s->engine.hopeless = true;
     if (outcome == VF_OK && s->model->ok)
         s->model->ok(s);
+    if (outcome == VF_OK && s->model->chooses)
+        s->memory.chosen = choices[choice->variant];
     if (outcome == VF_OK && s->model->decides)
         graph_ok(s, choice->variant);
     s->waiting = false;
@@ -2177,6 +2232,7 @@ check_end(const struct state *s)
     if (!s->memory.faults && !asks_somebody(s))
         must(!s->engine.owed && s->engine.cause == VF_CAUSE_NONE,
              "no fault, but something is owed");
+    must(!s->memory.primed, "the end, and QEMU still lacks only a byte of the cut");
     /* Whatever is still under way happens. */
     land_qemu(&landed.world);
     land_agent(&landed.world);
@@ -2204,7 +2260,7 @@ check_end(const struct state *s)
 
 /* Exploration. */
 
-enum { KEY_SIZE = 120, WORLD_KEY_SIZE = 40 };
+enum { KEY_SIZE = 128, WORLD_KEY_SIZE = 48 };
 
 /* A set of byte strings, each with a number. */
 struct set {
@@ -2706,6 +2762,14 @@ main(void)
     agent_answers = agent_is_there;
     play("snapshot with an agent", &vf_snapshot_table, nothing, 0);
     play("snapshot with an agent, prefer", &vf_snapshot_table, nothing, VF_IF_PREFER);
+    play("..., flushed", &vf_snapshot_table, nothing, VF_IF_FLUSH);
+    play("..., what is frozen is chosen", &vf_snapshot_table, nothing, VF_IF_MOUNTS);
+    primes = true;
+    play("..., primed", &vf_snapshot_table, nothing, 0);
+    play("..., all of it", &vf_snapshot_table, nothing, VF_IF_FLUSH | VF_IF_MOUNTS);
+    play("..., all of it, prefer", &vf_snapshot_table, nothing,
+         VF_IF_FLUSH | VF_IF_MOUNTS | VF_IF_PREFER);
+    primes = false;
     play("snapshot of a VM that is not running", &vf_snapshot_table, offline, 0);
     play("freeze", &vf_freeze_table, by_hand, 0);
     play("delete", &vf_delete_table, a_snapshot, 0);
