@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
 from lab import (PATIENCE, Disk, LabError, Qmp, RawCopy, Tap, Vm,  # noqa: E402,F401
-                 ext4_needs_recovery, instant_problem, run, start_vmfrost, vmfrost,
+                 connect_unix, ext4_needs_recovery, instant_problem, run, start_vmfrost, vmfrost,
                  vmfrost_program, wait_until, xfs_log_clean)
 
 # What the lab and the tests themselves keep in a guest's folder.

@@ -5,13 +5,16 @@ with each of these options switched by itself. Behind each fault stands the same
 from outside: the guest writes on all disks, exit code and record tell the truth, the images are what
 they should be, and nothing is left. One guest for all: the faults are switched while it runs."""
 
+import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from dataclasses import dataclass
 
-from guesttest import (Disk, RawCopy, Site, ext4_needs_recovery, guest_test, is_stopped, run,
-                       wait_until)
+from guesttest import (Disk, RawCopy, Site, connect_unix, ext4_needs_recovery, guest_test,
+                       is_stopped, run, wait_until)
 
 CUT = ["a", "b", "c"]
 # How fast a guest has to write again once nobody stands in its way: only a bound, so that a guest
@@ -136,6 +139,53 @@ class Cell:
         site.expect(0, "delete", f"web@{self.NAME}", what=f"{what}: delete: exit 0")
         tap.is_(list(site.strays()), [], f"{what}: nothing is left")
         return record
+
+
+class Between(threading.Thread):
+    """Between vmfrost and the guest's agent while the `with` block lasts: answers the next `refuse`
+    thaws by itself, with an error."""
+
+    def __init__(self, cell):
+        super().__init__(daemon=True)
+        self.cell = cell
+        self.refuse = 0
+        self.path = cell.vm.path("between.sock")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+
+    def __enter__(self):
+        self.start()
+        self.use("--agent", self.path)
+        return self
+
+    def __exit__(self, *_):
+        self.use()
+        self.path.unlink()
+
+    def use(self, *words):
+        self.cell.site.expect(0, "add", "web", "--qmp", self.cell.vm.path("qmp.sock"), *words,
+                              what=f"{self.cell.what}: vmfrost add {' '.join(words[:1])}")
+
+    def run(self):
+        while True:
+            client, _ = self.listener.accept()
+            agent = connect_unix(self.cell.vm.path("qga.sock"))
+            threading.Thread(target=self.answers, args=(agent, client), daemon=True).start()
+            with client.makefile("rb") as lines:
+                for line in lines:
+                    if b"guest-fsfreeze-thaw" in line and self.refuse:
+                        self.refuse -= 1
+                        client.sendall(b'{"error": {"class": "GenericError", "desc": "not yet"}}\n')
+                    else:
+                        agent.sendall(line)
+            agent.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def answers(agent, client):
+        with agent, client, contextlib.suppress(OSError):
+            while data := agent.recv(65536):
+                client.sendall(data)
 
 
 # --- the faults
@@ -288,6 +338,15 @@ def thaw_fails(cell):
     cell.judge(DOUBTED)
 
 
+def thaw_fails_first(cell):
+    """An error for the first thaw, and the guest is still frozen: it is thawed again."""
+    with Between(cell) as between:
+        between.refuse = 1
+        cell.run(5)
+        cell.tap.is_(between.refuse, 0, f"{cell.what}: a thaw was refused")
+    cell.judge(DOUBTED)
+
+
 def thawed_behind(cell):
     """Somebody in the guest thaws a disk before the cut: the agent's count tells."""
     command = cell.stopped_at("cut")
@@ -307,7 +366,7 @@ def deadline(cell):
 
 FAULTS = [freeze_fails, freeze_fails_prefer, freeze_slow, freeze_hangs, agent_returns, agent_gone,
           cut_fails, qemu_silent, killed_frozen, killed_cut, killed_thawed, all_killed, thaw_fails,
-          thawed_behind, deadline]
+          thaw_fails_first, thawed_behind, deadline]
 
 
 def is_cut(cell):

@@ -92,6 +92,15 @@ class Libvirt:
         self.process.terminate()
         self.process.wait()
 
+    def start_beside(self, qemu):
+        """libvirtd again, after its end, where the QEMU with this pid still runs."""
+        with open(self.folder / "libvirtd.out", "ab") as out:
+            self.process = lab.spawn(
+                ["nsenter", "--mount", "--root", "--wd=/", "--target", str(qemu), "/usr/sbin/libvirtd",
+                 "-f", self.folder / "libvirtd.conf", "-p", self.folder / "libvirtd.pid"],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        lab.wait_until(self._answers, what="libvirtd")
+
     def _answers(self):
         if self.process.poll() is not None:
             raise lab.LabError(f"libvirtd ended: {(self.folder / 'libvirtd.out').read_text()}"
