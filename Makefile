@@ -234,6 +234,17 @@ fuzz:
 	$(Q)$(MAKE) --no-print-directory VARIANT=fuzz fuzz
 endif
 
+# Random faults in the middle of operations on a real guest, and what must be true nevertheless. RUN=n:
+# that run alone.
+RUNS ?= 100
+
+.PHONY: torture
+torture:
+	$(Q)tools/bootstrap build test
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)tests/lab/build >/dev/null
+	$(Q)tests/torture/campaign.py $(if $(SEED),--seed $(SEED)) $(if $(RUN),--run $(RUN),--runs $(RUNS))
+
 VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
             --child-silent-after-fork=yes
 
@@ -317,6 +328,7 @@ help:
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
 	@echo 'make check-valgrind the unit tests under valgrind'
 	@echo 'make fuzz           fuzz what reads foreign input; FUZZ=target FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'make torture        random faults on a real guest; RUNS=$(RUNS) SEED=n, RUN=k for one of them'
 	@echo 'make bench          measure; PEERS=libvirt beside libvirt; BENCH=--help for more'
 	@echo 'make lint | fmt     check or put right the layout; static checks'
 	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'

@@ -1,0 +1,554 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs after runs: an operation, faults in the middle of it, and the oracle. `make torture`; see
+docs/hacking.md.
+
+    campaign.py --runs 1000 --seed 7       all of them
+    campaign.py --seed 7 --run 123         that one alone, on a fresh guest
+"""
+
+import argparse
+import collections
+import contextlib
+import heapq
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from plan import EPOCH, config, plan
+from world import World
+
+import lab  # behind world, which knows where it is
+from lab import LabError, Tap, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LOST_S = 20  # when a reply was lost, that no QEMU that lives would lose
+HANGS_S = 150  # an operation that is not done by then
+KEEP = 4  # snapshots, at most, from run to run
+
+
+def is_stopped(pid):
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == "T"
+
+
+class Run:
+    """One run."""
+
+    def __init__(self, world, about, tell):
+        self.world, self.vm, self.about, self.tell = world, world.vm, about, tell
+        self.command = None
+        self.wrong = []
+        self.done = []  # what was done, with its time
+        self.timers = []
+        self.resume_at = []  # (time, what) for this thread
+        self.stopped_by_us = set()
+        self.flags = set()
+        self.began = time.monotonic()
+        self.code = None
+        self.action = None
+
+    # --- faults
+
+    def act(self, fault):
+        """Does what a fault says, and returns when it is done."""
+        who = fault.get("who")
+        self.done.append((round((time.monotonic() - self.began) * 1000), fault["number"],
+                          fault["do"], who or fault.get("how", "")))
+        getattr(self, "do_" + fault["do"])(fault, who)
+
+    def pids(self, who):
+        if who == "vmfrost":
+            return [self.command.pid] if self.command.process.poll() is None else []
+        if who == "guard":
+            return self.world.guards()
+        return [self.vm.pid] if self.vm.alive() else []
+
+    def do_link(self, fault, _):
+        """The proxy has done it."""
+        how, when = fault["how"], fault["when"]
+        if how in ("inject", "twice", "bytes"):
+            self.flags.add("lied")
+        if how == "drop" and when["link"] == "qmp":
+            self.flags.add("lost")
+        if when["link"] == "qga" and how != "bytes":
+            self.flags.add("agent-link")
+
+    def do_kill(self, _, who):
+        if who == "agent":
+            if self.reachable():
+                self.look()
+                self.vm.sh("lab agent kill", check=False)
+                self.flags.add("agent-killed")
+            return
+        if who == "qemu":
+            self.look()
+            self.vm.kill()
+            self.flags.add("qemu-killed")
+            return
+        for pid in self.pids(who):
+            os.kill(pid, signal.SIGKILL)
+            self.flags.add(f"{who}-killed")
+
+    def do_stop(self, fault, who):
+        if who == "agent":
+            if self.reachable():
+                self.vm.sh(f"pid=$(lab agent pid) && kill -STOP $pid && "
+                           f"(usleep {fault['ms'] * 1000}; kill -CONT $pid) "
+                           "</dev/null >/dev/null 2>&1 &", check=False)
+                self.flags.add("agent-stopped")
+            return
+        for pid in self.pids(who):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+            self.flags.add(f"{who}-stopped")
+            self.stopped_by_us.add(pid)
+            timer = threading.Timer(fault["ms"] / 1000, self.go_on, [pid])
+            timer.start()
+            self.timers.append((timer, pid))
+
+    def go_on(self, pid):
+        self.stopped_by_us.discard(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def do_signal(self, fault, _):
+        for pid in self.pids("vmfrost"):
+            os.kill(pid, getattr(signal, fault["signal"]))
+            self.flags.add("signalled")
+
+    def do_reset(self, _fault, _who):
+        if self.reachable():
+            self.look()
+            self.vm.qmp("system_reset")
+            self.flags.add("reset")
+
+    def do_panic(self, _fault, _who):
+        if self.reachable():
+            self.look()
+            self.vm.sysrq("c")
+            self.flags.add("panic")
+
+    def do_pause(self, fault, _):
+        if self.reachable():
+            self.vm.qmp("stop")
+            self.flags.add("paused")
+            heapq.heappush(self.resume_at, time.monotonic() + fault["ms"] / 1000)
+
+    def reachable(self):
+        """Is QEMU there and not stopped by us?"""
+        return self.vm.alive() and self.vm.pid not in self.stopped_by_us
+
+    def guest_lives(self):
+        return self.reachable() and not self.flags & {"reset", "panic", "qemu-killed"}
+
+    def look(self):
+        """How much the guest has been promised, as late as can be told."""
+        if self.guest_lives() and not self.reset_happened() and self.running():
+            with contextlib.suppress(LabError, ValueError):
+                self.world.acked = max(self.world.acked, int(
+                    self.vm.sh("lab-writer acked", slack=10).out))
+
+    def running(self):
+        return self.vm.qmp("query-status")["status"] == "running"
+
+    def reset_happened(self):
+        if not self.reachable():
+            return False
+        self.vm.qmp("query-status")
+        return any(event["event"] == "RESET" for event in self.vm.monitor.events)
+
+    # --- the operation
+
+    def words(self, records):
+        op, options = self.about["op"], self.about["options"]
+        name = f"{self.world.name}@"
+        ready = [each for each in records]
+        chosen = ready[int(self.about["target"] * len(ready))] if ready else None
+        self.target = chosen
+        if op == "snapshot":
+            self.target = f"r{self.about['run']}"
+            return ["snapshot", name + self.target, *options]
+        if op in ("delete", "restore"):
+            return [op, name + chosen, *options]
+        return [op, self.world.name, *options]
+
+    def operate(self, records):
+        """Runs the command with its faults; how it ended."""
+        faults = self.about["faults"]
+        points = {}
+        for fault in faults:
+            if "point" in fault["when"]:
+                points.setdefault(fault["when"]["point"], []).append(fault)
+        env = {}
+        if points:
+            env["VMFROST_TEST_AT"] = ",".join("stop:" + point for point in points)
+        self.vm.proxy.arm([fault for fault in faults if "link" in fault["when"]])
+        timed = sorted((fault["when"]["ms"] / 1000, fault["number"], fault) for fault in faults
+                       if "ms" in fault["when"])
+        words = self.words(records)
+        self.tell(" ".join(words))
+        if self.vm._qmp:
+            self.vm.monitor.events.clear()
+        self.began = time.monotonic()
+        self.command = self.world.start(*words, env=env)
+        waiting = list(faults)
+        while self.command.process.poll() is None:
+            now = time.monotonic()
+            if now - self.began > HANGS_S:
+                self.wrong.append(f"vmfrost is not done within {HANGS_S} s")
+                os.kill(self.command.pid, signal.SIGKILL)
+                self.command.process.wait()
+                break
+            if "lost" in self.flags and now - self.began > LOST_S:
+                # A joining waits for QEMU as long as its monitor is there: somebody has to end it.
+                self.flags.discard("lost")
+                os.kill(self.command.pid, signal.SIGTERM)
+            while timed and now - self.began >= timed[0][0]:
+                self.act(timed.pop(0)[2])
+            self.serve_proxy()
+            if is_stopped(self.command.pid) and self.command.pid not in self.stopped_by_us:
+                self.at_point(waiting)
+            if self.resume_at and now >= self.resume_at[0]:
+                heapq.heappop(self.resume_at)
+                if self.reachable():
+                    self.vm.qmp("cont")
+            time.sleep(0.002)
+        done = self.command.wait()
+        self.vm.proxy.calm()
+        self.serve_proxy()
+        self.code = done.code
+        return done
+
+    def serve_proxy(self):
+        while not self.vm.proxy.events.empty():
+            fault, let_go = self.vm.proxy.events.get()
+            self.act(fault)
+            if let_go:
+                let_go()
+
+    def at_point(self, waiting):
+        """vmfrost has stopped itself at the plan's point. It may come there again."""
+        for fault in list(waiting):
+            if "point" in fault["when"]:
+                waiting.remove(fault)
+                self.act(fault)
+                break
+        if self.command.pid not in self.stopped_by_us:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.command.pid, signal.SIGCONT)
+
+    # --- afterwards
+
+    def heal(self):
+        """All that we have stopped goes on; the guest is up, or off."""
+        for timer, pid in self.timers:
+            timer.cancel()
+            self.go_on(pid)
+        if "paused" in self.flags and self.vm.alive():
+            self.vm.qmp("cont")
+        if not self.vm.alive():
+            self.flags.add("qemu-killed")
+            self.vm.hang_up()
+            self.vm.proxy.refuse()
+
+    def must_be_thawed(self):
+        """Is there anybody left who thaws, before any recovery?"""
+        if "guard-killed" in self.flags and (self.code == -signal.SIGKILL or self.code == 6):
+            return False
+        if self.code == -signal.SIGKILL or self.code == 6:
+            # The guard has the connection that we took away, and no other.
+            return "qga" not in self.vm.proxy.cut_links
+        return True
+
+    def wait_for_boot(self, boots):
+        wait_until(lambda: self.vm.boots() > boots, 4 * lab.PATIENCE, "the guest's boot")
+        self.vm.hang_up()
+        self.vm.wait_agent()
+        self.flags.add("rebooted")
+
+    def recover(self, what):
+        words = ["recover", self.world.name, "--wait", "20s", "--json"]
+        done = self.world.run(*words)
+        lines = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
+        if lines and lines[-1].get("document"):
+            self.action = lines[-1]["document"].get("action")
+        if done.code:
+            self.wrong.append(f"{what}: exit {done.code}: {done.err.strip()[-600:]}")
+
+    def codes_are_true(self, done):
+        """Does the exit code say what the record says, before any recovery?"""
+        op, code = self.about["op"], self.code
+        if code < 0 and code != -signal.SIGKILL:
+            self.wrong.append(f"vmfrost has died of signal {-code}: {done.err[-500:]}")
+            return
+        if code not in (0, 1, 3, 4, 5, 6, 7, -signal.SIGKILL):
+            self.wrong.append(f"exit {code}: {done.err[-500:]}")
+        if "Sanitizer" in done.err:
+            self.wrong.append(done.err[-3000:])
+        if code == -signal.SIGKILL:
+            return
+        if not self.about["faults"] and code not in (0, ) and "--deadline" not in self.about["options"]:
+            self.wrong.append(f"nothing was done to it, and it fails: {code}: {done.err.strip()}")
+        try:
+            text = (self.world.folder / "records" / f"{self.target}.json").read_text("utf-8")
+            record = json.loads(text)
+        except FileNotFoundError:
+            record = None
+        phase = record and record["phase"]
+        interrupted = (self.world.folder / "journal").exists()
+        if op == "snapshot":
+            if code in (0, 7) and (phase != "Succeeded" or interrupted):
+                if not (code == 0 and "--keep-last" in self.about["options"]):
+                    self.wrong.append(f"exit {code}, and the record says {phase}, journal: {interrupted}")
+            if code in (1, 3, 4) and record and (phase != "Failed" or record.get("cuts")
+                                                 and record["consistency"] != "none"):
+                self.wrong.append(f"exit {code}, and the record says {phase}, {record['consistency']}")
+            if code == 5 and phase not in ("Failed", "InProgress"):
+                self.wrong.append(f"exit 5, and the record says {phase}")
+        elif op == "delete":
+            if code == 0 and record:
+                self.wrong.append("exit 0, and the record is there")
+
+    def check(self, done, boots, least):
+        """The oracle."""
+        world, wrong = self.world, self.wrong
+        self.heal()
+        off = "qemu-killed" in self.flags
+        rebooted = not off and (self.flags & {"reset", "panic"} or self.reset_happened())
+        if "panic" in self.flags and not off:
+            self.vm.qmp("system_reset")
+        self.codes_are_true(done)
+        if off:
+            wait_until(lambda: not world.guards(), what="the guard's end, QEMU being gone")
+            if self.about["recover_off"]:
+                self.recover("recover, the VM being off")
+                wrong += world.stray_problems()
+            world.boot()
+            self.flags.add("rebooted")
+        elif rebooted:
+            self.wait_for_boot(boots)
+        else:
+            if "agent-killed" in self.flags:
+                self.vm.sh("lab agent pid >/dev/null || lab agent start")
+                wait_until(self.vm.agent_open, what="the agent's port")
+            if self.must_be_thawed() and not self.paused_by_vmfrost():
+                problem = world.thaw_problem()
+                if problem:
+                    wrong.append(f"before any recovery: {problem}")
+            self.look()
+        # A restore that was finished by recovery resets the guest.
+        boots = self.vm.boots()
+        self.vm.qmp("query-status")
+        self.vm.monitor.events.clear()
+        self.recover("recover")
+        if self.about["op"] == "restore" and self.reset_happened():
+            self.wait_for_boot(boots)
+        if self.vm.qmp("query-status")["status"] != "running":
+            wrong.append("the VM is not running: " + str(self.vm.qmp("query-status")))
+            self.vm.qmp("cont")
+        problem = world.thaw_problem()
+        if problem:
+            wrong.append(f"after the recovery: {problem}")
+        self.look_at_images(least)
+        with contextlib.suppress(LabError):
+            wait_until(lambda: not world.guards(), 10, "the guards' end")
+        wrong += world.stray_problems()
+        wrong += [f"the storage daemon {pid}" for pid in world.daemons()]
+        if "rebooted" in self.flags:
+            world.begin_writing()
+
+    def paused_by_vmfrost(self):
+        """It may leave the VM stopped if it dies in the middle of a merge or a restore."""
+        return self.vm.qmp("query-status")["status"] != "running"
+
+    def look_at_images(self, least):
+        world, wrong = self.world, self.wrong
+        records = world.names()
+        for name, record in records.items():
+            if record["phase"] == "InProgress":
+                wrong.append(f"{name} is InProgress after the recovery")
+        restored_to = world.sealed.get(self.target) if self.about["op"] == "restore" else None
+        state, problems = world.current_problems(restored_to)
+        wrong += [f"current: {problem}" for problem in problems]
+        if self.about["op"] == "restore" and self.code == 0 and restored_to and state != "restored":
+            wrong.append("exit 0, and the disks are not what the snapshot has")
+        if self.code == 0 and self.about["op"] == "prune":
+            limit = int(self.about["options"][1])
+            if len(records) > limit:
+                wrong.append(f"exit 0, and {len(records)} snapshots are left, not {limit}")
+        if "rebooted" not in self.flags:
+            self.look()
+        new = self.target if self.about["op"] == "snapshot" else None
+        # What was acknowledged between the last look and the end of a guest nobody has seen.
+        most = world.acked + (200 if "rebooted" in self.flags else 1)
+        wrong += world.sealed_problems(records, list(records), new, least, most)
+        wrong += world.table_problems(records)
+
+
+class Campaign:
+    def __init__(self, seed, keep, verbose=False):
+        self.seed, self.keep, self.verbose = seed, keep, verbose
+        self.world = self.folder = self.config = None
+        self.counts = collections.Counter()
+        self.codes = collections.Counter()
+        self.failed = []
+        self.runs = 0
+        self.boot_s = 0.0
+
+    # --- guests
+
+    def fresh(self, wanted):
+        self.close()
+        self.folder = tempfile.mkdtemp(prefix="vmfrost-torture-")
+        self.config = wanted
+        self.world = World(Quiet(), self.folder, wanted)
+        self.world.up()
+
+    def close(self):
+        if self.world:
+            self.world.vm.kill()
+            for guard in self.world.guards():
+                self.world.kill_guard(guard)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.world = None
+
+    def prepare(self, about):
+        """There are snapshots for what is to be done, and not too many."""
+        world = self.world
+        records = world.names()
+        for name, record in list(records.items()):
+            if not record["readyToUse"]:
+                self.must("delete", f"{world.name}@{name}")
+                del records[name]
+        rng = random.Random(f"prepare {about['seed']} {about['run']}")
+        while len(records) > KEEP:
+            name = rng.choice(list(records))
+            self.must("delete", f"{world.name}@{name}")
+            del records[name]
+        wanted = {"snapshot": 0, "freeze": 0, "prune": 2}.get(about["op"], rng.choice([1, 2]))
+        for number in range(wanted - len(records)):
+            self.must("snapshot", f"{world.name}@p{about['run']}-{number}", "--quiesce", "skip")
+        records = world.names()
+        for problem in world.sealed_problems(records, list(records)):
+            raise LabError(f"before the run: {problem}")
+        return records
+
+    def must(self, *words):
+        done = self.world.run(*words)
+        if done.code:
+            raise LabError(f"before the run: {' '.join(words)}: exit {done.code}: {done.err}")
+
+    # --- runs
+
+    def one(self, number):
+        about = plan(self.seed, number)
+        wanted = config(self.seed, number)
+        began = time.monotonic()
+        said = []
+        run = None
+        try:
+            if not self.world or self.config != wanted:
+                self.fresh(wanted)
+            log = self.world.log
+            run = Run(self.world, about, said.append)
+            records = self.prepare(about)
+            mark = log.stat().st_size if log.exists() else 0
+            boots = self.world.vm.boots()
+            least = self.world.look()
+            done = run.operate(records)
+            run.check(done, boots, least)
+        except Exception as error:  # whatever it is, the campaign goes on
+            if run is None:
+                raise
+            run.wrong.append(f"{type(error).__name__}: {error}\n" + traceback.format_exc())
+        self.runs += 1
+        self.codes[f"{about['op']} {run.code}"] += 1
+        for _, _, what, who in run.done:
+            self.counts[f"{what} {who}".strip()] += 1
+        took = time.monotonic() - began
+        if self.verbose or run.wrong:
+            print(f"# run {number}: {' '.join(said)}: exit {run.code}, {took:.1f} s, "
+                  f"{run.done} {sorted(run.flags)}", flush=True)
+        if run.wrong:
+            self.failed.append(number)
+            self.report(run, about, mark if run.command else 0)
+        return not run.wrong
+
+    def report(self, run, about, mark):
+        print(f"# FAILED: seed {self.seed}, run {about['run']}")
+        print("# again: make torture SEED=%s RUN=%s" % (self.seed, about["run"]))
+        print("# guest: " + json.dumps(self.config))
+        print("# plan: " + json.dumps(about))
+        for problem in run.wrong:
+            print("# WRONG: " + str(problem).replace("\n", "\n#   "), flush=True)
+        kept = self.keep / f"{self.seed}-{about['run']}"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        (kept / "plan.json").write_text(json.dumps(about, indent=1))
+        (kept / "wrong").write_text("\n".join(map(str, run.wrong)))
+        if run.command:
+            (kept / "stderr").write_text(run.command.output()[1])
+        log = self.world.log
+        if log.exists():
+            with open(log, "rb") as file:
+                file.seek(mark)
+                text = file.read().decode(errors="replace")
+            (kept / "log-of-run").write_text(text)
+            print("#   " + "\n#   ".join(text.splitlines()[-30:]))
+        subprocess.run(["cp", "-a", "--sparse=always", self.folder, kept / "site"], check=False,
+                       stderr=subprocess.DEVNULL)
+        print(f"# kept in {kept}", flush=True)
+        self.close()
+
+    def summary(self, began):
+        took = time.monotonic() - began
+        print(f"# {self.runs} runs of seed {self.seed} in {took:.0f} s, "
+              f"{took / max(self.runs, 1):.2f} s each; {len(self.failed)} failed: {self.failed}")
+        print("# faults: " + ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items())))
+        print("# ends: " + ", ".join(f"{what}: {n}" for what, n in sorted(self.codes.items())),
+              flush=True)
+
+
+class Quiet(Tap):
+    @staticmethod
+    def diag(text):
+        """Nobody wants to know."""
+
+
+def main():
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--runs", type=int, default=100)
+    ask.add_argument("--first", type=int, default=0)
+    ask.add_argument("--seed", type=int, default=None)
+    ask.add_argument("--run", type=int, default=None)
+    ask.add_argument("--keep", type=Path, default=ROOT / "build" / "torture")
+    ask.add_argument("-v", "--verbose", action="store_true")
+    got = ask.parse_args()
+    seed = got.seed if got.seed is not None else time.time_ns() // 1000 % 1000000
+    began = time.monotonic()
+    print(f"# seed {seed}", flush=True)
+    campaign = Campaign(seed, got.keep, got.verbose)
+    try:
+        for number in [got.run] if got.run is not None else range(got.first, got.first + got.runs):
+            campaign.one(number)
+    finally:
+        campaign.close()
+        campaign.summary(began)
+    sys.exit(1 if campaign.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
