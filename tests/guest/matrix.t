@@ -156,16 +156,12 @@ class Between(threading.Thread):
 
     def __enter__(self):
         self.start()
-        self.use("--agent", self.path)
+        self.cell.site.add(f"agent={self.path}")
         return self
 
     def __exit__(self, *_):
-        self.use()
+        self.cell.site.add("agent=")
         self.path.unlink()
-
-    def use(self, *words):
-        self.cell.site.expect(0, "add", "web", "--qmp", self.cell.vm.path("qmp.sock"), *words,
-                              what=f"{self.cell.what}: vmfrost add {' '.join(words[:1])}")
 
     def run(self):
         while True:
