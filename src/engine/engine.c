@@ -59,7 +59,7 @@ attempt(struct vf_engine *engine)
     const struct vf_step *step = vf_engine_step(engine);
 
     engine->pausing = false;
-    engine->attempt_due_us = engine->ops->now_us(engine->flow) + 1000 * step->budget_ms;
+    engine->attempt_due_us = engine->ops->now_us(engine->flow) + INT64_C(1000) * step->budget_ms;
     arm(engine);
     engine->ops->start(engine->flow, step);
 }
@@ -190,9 +190,9 @@ settle(struct vf_engine *engine)
     engine->ops->trace(engine->flow, step,
                        outcome == VF_REFUSED ? VF_STEP_WAS_REFUSED : VF_STEP_WAS_UNKNOWN);
     if (late == VF_CAUSE_NONE && !engine->hopeless &&
-        now + 1000 * step->pause_ms < engine->patience_due_us) {
+        now + INT64_C(1000) * step->pause_ms < engine->patience_due_us) {
         engine->pausing = true;
-        engine->attempt_due_us = now + 1000 * step->pause_ms;
+        engine->attempt_due_us = now + INT64_C(1000) * step->pause_ms;
         arm(engine);
         return;
     }
