@@ -388,8 +388,8 @@ VMFROST_API const struct vmfrost_error *vmfrost_new_error(void);
  * path) and, all optional, "agent", "deadline", "frozenLimit", "quiesce", "method", "emergencyThaw"
  * ("off" or "sysrq"), "os" ("linux" or "windows"), "overlayFolder", "disks" (an array of {"name",
  * "file", "format"}, for a VM that was never seen running), "persistentDisks" (an array of names),
- * "keepLast", "keepHourly", "keepDaily", "keepWeekly", "maxAge", "warnDepth", "warnAge":
- * docs/settings.md. */
+ * "keepLast", "keepHourly", "keepDaily", "keepWeekly", "maxAge", "warnDepth", "warnAge",
+ * "peerUid": docs/settings.md. */
 VMFROST_API enum vmfrost_code vmfrost_add(struct vmfrost *context, const char *name,
                                           const char *settings_json, struct vmfrost_error *error_r);
 /* Forgets a VM that has no snapshot records. */

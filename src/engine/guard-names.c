@@ -211,11 +211,12 @@ vf_guard_await_cut(struct guard *guard)
 }
 
 static bool
-leads_to(const char *path, uint64_t device, uint64_t number)
+leads_to(int folder, const char *path, uint64_t device, uint64_t number)
 {
     struct stat about;
 
-    return lstat(path, &about) == 0 && about.st_ino == number && about.st_dev == device;
+    return fstatat(folder, path, &about, AT_SYMLINK_NOFOLLOW) == 0 && about.st_ino == number &&
+           about.st_dev == device;
 }
 
 /* It has ended, whoever waits for it. */
@@ -242,8 +243,9 @@ vf_guard_await_bases(struct guard *guard)
         for (size_t i = 0; i < guard->name_count; i++) {
             const struct name *name = &guard->names[i];
 
-            opened = opened && (name->base_written ||
-                                !leads_to(name->top, name->base_device, name->base_number));
+            opened =
+                opened && (name->base_written ||
+                           !leads_to(AT_FDCWD, name->top, name->base_device, name->base_number));
         }
         if (opened)
             return true;
@@ -256,7 +258,8 @@ vf_guard_await_bases(struct guard *guard)
 
 /* --- The flips --- */
 
-/* The caller may have flipped some itself. */
+/* The caller may have flipped some itself. Both names lie in one folder, which is opened once: see
+ * vm/names.c. */
 size_t
 vf_guard_flip_names(struct guard *guard)
 {
@@ -264,11 +267,15 @@ vf_guard_flip_names(struct guard *guard)
 
     for (size_t i = 0; i < guard->name_count; i++) {
         struct name *name = &guard->names[i];
+        int folder = open(name->folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        const char *next = strrchr(name->next, '/') + 1, *top = strrchr(name->top, '/') + 1;
 
-        if (leads_to(name->next, name->overlay_device, name->overlay_number) &&
-            leads_to(name->top, name->base_device, name->base_number))
-            rename(name->next, name->top);
-        flipped += leads_to(name->top, name->overlay_device, name->overlay_number);
+        if (leads_to(folder, next, name->overlay_device, name->overlay_number) &&
+            leads_to(folder, top, name->base_device, name->base_number))
+            renameat(folder, next, folder, top);
+        flipped += leads_to(folder, top, name->overlay_device, name->overlay_number);
+        if (folder >= 0)
+            close(folder);
     }
     return flipped;
 }
@@ -287,8 +294,6 @@ sync_folder(const char *path)
 void
 vf_guard_sync_names(const struct guard *guard)
 {
-    for (size_t i = 0; i < guard->name_count; i++) {
-        sync_folder(guard->names[i].top_folder);
-        sync_folder(guard->names[i].next_folder);
-    }
+    for (size_t i = 0; i < guard->name_count; i++)
+        sync_folder(guard->names[i].folder);
 }

@@ -44,7 +44,7 @@ struct message {
 
 struct name {
     const char *next, *top;
-    const char *next_folder, *top_folder;
+    const char *folder; /* of both */
     uint64_t overlay_device, overlay_number;
     uint64_t base_device, base_number;
     bool overlay_written, base_written; /* QEMU may write to it, as last looked */

@@ -70,8 +70,7 @@ prepare(const struct vf_guard_plan *plan, int link)
         guard->names[i] = (struct name){
             .next = copy_bytes(&room, from->next, strlen(from->next)),
             .top = copy_bytes(&room, from->top, strlen(from->top)),
-            .next_folder = copy_folder(&room, from->next),
-            .top_folder = copy_folder(&room, from->top),
+            .folder = copy_folder(&room, from->top),
             .overlay_device = from->overlay_device,
             .overlay_number = from->overlay_number,
             .base_device = from->base_device,

@@ -49,7 +49,7 @@
 /* A name to be flipped once the cut is made. The base is a qcow2 image: of a raw one QEMU gives up
  * the permission to write before its cut is certain. */
 struct vf_guard_name {
-    const char *next, *top;                  /* absolute; rename(next, top) */
+    const char *next, *top;                  /* absolute, in one folder; rename(next, top) */
     uint64_t overlay_device, overlay_number; /* inode of `next` */
     uint64_t base_device, base_number;       /* inode of `top` before */
 };

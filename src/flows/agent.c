@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "flows/steps.h"
+#include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
 
@@ -20,8 +21,18 @@ static void
 on_opened(void *data, const struct vf_reply *reply)
 {
     struct vf_flow *flow = data;
+    struct vmfrost_error error = {.code = VMFROST_OK};
 
-    flow->on_agent(flow, reply);
+    if (reply->outcome != VF_OK ||
+        vf_peer_is_trusted(flow, vf_qga_fd(flow->qga), flow->agent.socket, &error)) {
+        flow->on_agent(flow, reply);
+        return;
+    }
+    VF_AUTO_FREE char *words = vf_printf("%s (%s)", error.text, error.next);
+    const struct vf_reply refused = {VF_UNKNOWN, NULL, words};
+
+    vf_qga_close(flow->qga);
+    flow->on_agent(flow, &refused);
 }
 
 void

@@ -40,6 +40,19 @@ vf_note_version(struct vf_flow *flow, struct json_object *greeting)
     flow->qemu_version = vf_printf("%d.%d.%d", (int)major, (int)minor, (int)micro);
 }
 
+static bool
+is_trusted(struct vf_flow *flow)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (vf_peer_is_trusted(flow, vf_qmp_fd(flow->qmp), flow->vm.qmp, &error))
+        return true;
+    vf_qmp_close(flow->qmp);
+    vf_note_error(flow, &error);
+    vf_end(flow, VF_REFUSED);
+    return false;
+}
+
 static void
 on_open(void *data, const struct vf_reply *reply)
 {
@@ -53,6 +66,8 @@ on_open(void *data, const struct vf_reply *reply)
         return;
     }
     vf_note_version(flow, reply->value);
+    if (!is_trusted(flow))
+        return;
     if (!is_same_qemu(flow, vf_qmp_peer_pid(flow->qmp))) /* recovery knows one from the journal */
         return;
     flow->qemu = vf_process_of(vf_qmp_peer_pid(flow->qmp));
@@ -65,7 +80,7 @@ on_open_again(void *data, const struct vf_reply *reply)
 {
     struct vf_flow *flow = data;
 
-    if (vf_expect(flow, reply, "reconnecting to QEMU") &&
+    if (vf_expect(flow, reply, "reconnecting to QEMU") && is_trusted(flow) &&
         is_same_qemu(flow, vf_qmp_peer_pid(flow->qmp)))
         flow->on_qemu(flow);
 }

@@ -284,6 +284,7 @@ dispose(struct vf_flow *flow)
     free(flow->agent.port_id);
     free(flow->agent.message);
     free(flow->evidence.disturbed);
+    vf_overlays_close(flow);
     free(flow->qemu_version);
     free(flow->job_error);
     free(flow->job_abouts);

@@ -181,10 +181,14 @@ struct vf_flow {
     int lock_fd; /* -1: not locked */
     struct vf_qmp *qmp;
     struct vf_qga *qga;
-    struct vf_process qemu;          /* with VF_IF_STOPPED the storage daemon */
+    struct vf_process qemu; /* with VF_IF_STOPPED the storage daemon */
+    bool peer_known;        /* whose QEMU is, by its socket: peer.c */
+    uid_t peer_uid;
     struct vf_daemon daemon;         /* of a VM that is not running */
     struct json_object *known_disks; /* ... and its disks, as vf_disks_known() has them */
     bool may_be_stopped;             /* the running step may go offline */
+    int *overlay_fds;                /* ... and its new overlays, while they are made; NULL: none */
+    size_t overlay_fd_count;
     char *qemu_version;
     struct vf_facts facts;
     struct vf_classes classes; /* of storage */

@@ -364,17 +364,15 @@ vf_look_offline(struct vf_flow *flow)
 }
 
 bool
-vf_like(const char *path, const char *model, bool *same_r)
+vf_like(int fd, const char *model, bool *same_r)
 {
     struct stat about, made;
 
     *same_r = false;
     if (stat(model, &about) < 0)
         return false;
-    VF_AUTO_FD int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-
     /* Only root may give a file away, but everybody to a group of his. */
-    if (fd < 0 || (geteuid() == 0 && fchown(fd, about.st_uid, about.st_gid) < 0) ||
+    if ((geteuid() == 0 && fchown(fd, about.st_uid, about.st_gid) < 0) ||
         (geteuid() != 0 && fchown(fd, (uid_t)-1, about.st_gid) < 0 && errno != EPERM) ||
         fchmod(fd, about.st_mode & 0666) < 0 || fstat(fd, &made) < 0)
         return false;

@@ -4,12 +4,15 @@
  * their names and made durable; then the real transaction is rehearsed.
  *
  * QEMU creates the overlays, so that they belong to its own user and no other program is needed.
- * Nothing here touches what the guest sees.
+ * The storage daemon of a stopped VM is no such user: it may be root's, in a folder that somebody
+ * else can plant links in. So it is handed files that are there already, by descriptor. Nothing
+ * here touches what the guest sees.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "flows/steps.h"
 #include "util/cleanup.h"
@@ -119,7 +122,7 @@ warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut, const char *model)
                 (unsigned)about.st_gid);
 }
 
-/* A QEMU creates files as its own user; the storage daemon of a stopped VM is another one. */
+/* What we have made is given to the VM's user. */
 static bool
 own_it(struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -128,7 +131,7 @@ own_it(struct vf_flow *flow, const struct vf_cut *cut)
 
     if (!(flow->engine.conditions & VF_IF_STOPPED))
         return true;
-    if (!vf_like(cut->names.overlay, model, &same))
+    if (!vf_like(flow->overlay_fds[cut - flow->cuts], model, &same))
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
                        cut->name, cut->names.overlay, strerror(errno));
     if (!same)
@@ -139,7 +142,7 @@ own_it(struct vf_flow *flow, const struct vf_cut *cut)
 static bool
 make_durable(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    VF_AUTO_FD int fd = open(cut->names.overlay, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    VF_AUTO_FD int fd = open(cut->names.overlay, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
     if (fd < 0 || fsync(fd) < 0)
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot make the overlay %s durable: %s",
@@ -195,13 +198,26 @@ on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 static bool
+is_still_ours(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    struct stat about;
+
+    return !(flow->engine.conditions & VF_IF_STOPPED) ||
+           (fstat(flow->overlay_fds[cut - flow->cuts], &about) == 0 &&
+            vf_inode_equal((struct vf_inode){about.st_dev, about.st_ino}, cut->overlay)) ||
+           vf_note(flow, VMFROST_FAILED, "disk %s: somebody has replaced its new overlay %s",
+                   cut->name, cut->names.overlay);
+}
+
+static bool
 name_all(struct vf_flow *flow)
 {
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
         cut->overlay = vf_cut_overlay_inode(cut);
-        if (!own_it(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut))
+        if (!is_still_ours(flow, cut) || !own_it(flow, cut) || !header_is_right(flow, cut) ||
+            !name_it(flow, cut))
             return false;
         if (i == 0)
             vf_test_point(flow, "overlays.named");
@@ -225,6 +241,7 @@ on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
         vf_end(flow, VF_REFUSED);
         return;
     }
+    vf_overlays_close(flow);
     if (!flow->preopened) {
         finish(flow);
         return;
@@ -253,6 +270,9 @@ static void
 create_image(struct vf_flow *flow, const struct vf_cut *cut)
 {
     VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
+    VF_AUTO_FREE char *made = flow->overlay_fds ? vf_printf("/proc/%d/fd/%d", (int)getpid(),
+                                                            flow->overlay_fds[cut - flow->cuts])
+                                                : NULL;
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
                         "backing-fmt", vf_cut_backing_format(cut), NULL);
@@ -263,8 +283,17 @@ create_image(struct vf_flow *flow, const struct vf_cut *cut)
     vf_json_add(arguments, "options", options);
     vf_batch_ask(flow, cut->name, "blockdev-add",
                  vf_json_strings("driver", "file", "node-name", node, "filename",
-                                 cut->names.overlay, NULL));
+                                 made ? made : cut->names.overlay, NULL));
     vf_jobs_start(flow, cut->name, "blockdev-create", arguments);
+}
+
+static void
+create_images(struct vf_flow *flow)
+{
+    vf_test_point(flow, "overlays.created");
+    for (size_t i = 0; i < flow->cut_count; i++)
+        create_image(flow, &flow->cuts[i]);
+    vf_jobs_finish(flow, on_images_created);
 }
 
 static void
@@ -274,10 +303,35 @@ on_files_created(struct vf_flow *flow, const struct vf_reply *reply)
                    reply->outcome == VF_REFUSED ? "QEMU cannot create the overlay"
                                                 : "creating the overlay"))
         return;
-    vf_test_point(flow, "overlays.created");
-    for (size_t i = 0; i < flow->cut_count; i++)
-        create_image(flow, &flow->cuts[i]);
-    vf_jobs_finish(flow, on_images_created);
+    create_images(flow);
+}
+
+/* A file that is there belongs to somebody else, whoever it is. */
+static void
+make_files(struct vf_flow *flow)
+{
+    vf_overlays_close(flow);
+    flow->overlay_fds = vf_alloc((flow->cut_count + 1) * sizeof *flow->overlay_fds);
+    for (; flow->overlay_fd_count < flow->cut_count; flow->overlay_fd_count++) {
+        const struct vf_cut *cut = &flow->cuts[flow->overlay_fd_count];
+        int fd = vf_create(cut->names.overlay);
+
+        if (fd < 0) {
+            vf_refuse(flow, VMFROST_FAILED, "disk %s: cannot create the overlay %s: %s", cut->name,
+                      cut->names.overlay, strerror(errno));
+            return;
+        }
+        flow->overlay_fds[flow->overlay_fd_count] = fd;
+    }
+    create_images(flow);
+}
+
+void
+vf_overlays_close(struct vf_flow *flow)
+{
+    while (flow->overlay_fd_count > 0)
+        close(flow->overlay_fds[--flow->overlay_fd_count]);
+    free(VF_STEAL(flow->overlay_fds));
 }
 
 static void
@@ -323,7 +377,10 @@ vf_step_overlays(struct vf_flow *flow)
     flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
     for (size_t i = 0; i < flow->cut_count; i++)
         flow->preopened |= flow->cuts[i].below || loses_modes(flow, &flow->cuts[i]);
-    create_files(flow);
+    if (flow->engine.conditions & VF_IF_STOPPED)
+        make_files(flow);
+    else
+        create_files(flow);
 }
 
 /* The rehearsal. */

@@ -59,7 +59,11 @@ snapshots(struct vf_flow *flow)
     vf_truth_complete(&flow->vm, records);
     for (size_t i = 0; i < vf_json_length(records); i++) {
         struct json_object *summary = json_object_new_object();
+        const char *why =
+            vf_json_string(vf_json_object(vf_json_at(records, i), "error"), "message");
 
+        if (why && strcmp(vf_json_string(vf_json_at(records, i), "phase"), "Unknown") == 0)
+            vf_warn(flow, "snapshot %s: %s", vf_json_string(vf_json_at(records, i), "name"), why);
         for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
             struct json_object *value;
 
@@ -323,7 +327,13 @@ check_folders(struct vf_flow *flow)
     if (vf_failed(&flow->error)) /* only where a snapshot would go on in spite of it */
         vf_absolve(flow);
     const char *why = vf_unwritable(flow->vm.folder, true);
+    struct vmfrost_error error = {.code = VMFROST_OK};
 
+    if (!vf_vm_lock_is_sound(&flow->vm, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
     if (why && access(flow->vm.folder, F_OK) == 0) {
         vf_note(flow, VMFROST_FAILED, "the state folder %s cannot be written to: %s",
                 flow->vm.folder, why);

@@ -36,7 +36,9 @@ bool vf_can_be_opened(struct vf_flow *flow, const char *disk, const char *file, 
 struct json_object *vf_image_options(const char *file, const char *format, const char *node);
 /* Gives the file the mode of `model`, and its owner and group, as far as this process may: `same_r`
  * tells whether it has them. False with errno. */
-bool vf_like(const char *path, const char *model, bool *same_r);
+bool vf_like(int fd, const char *model, bool *same_r);
+/* Lets go of the overlays that we have made for a VM that is not running. */
+void vf_overlays_close(struct vf_flow *flow);
 
 /* look.c: what QEMU is, and where its agent is. */
 void vf_step_look(struct vf_flow *flow);
@@ -99,6 +101,10 @@ void vf_plug_compare(struct vf_flow *flow);
 void vf_step_agent(struct vf_flow *flow);
 /* Opens the agent's socket if it is not open; OK or UNKNOWN to `fn`. */
 void vf_agent_open(struct vf_flow *flow, vf_flow_fn *fn);
+
+/* peer.c: who listens on a socket that has just been connected to. False with the reason. */
+bool vf_peer_is_trusted(struct vf_flow *flow, int fd, const char *path,
+                        struct vmfrost_error *error);
 
 /* overlays.c: everything that can be done before the freeze. */
 void vf_step_overlays(struct vf_flow *flow);

@@ -120,24 +120,42 @@ vf_list_text(const struct vf_list *list, size_t most)
 }
 
 bool
-vf_folder_make(const char *path, struct vmfrost_error *error)
+vf_folder_is_safe(const char *path, struct vmfrost_error *error)
 {
     struct stat about;
 
+    if (lstat(path, &about) < 0)
+        return vf_fail(error, VMFROST_FAILED, "cannot look at the folder %s: %s", path,
+                       strerror(errno));
+    if (!S_ISDIR(about.st_mode)) {
+        vf_fail(error, VMFROST_FAILED, "%s is no folder", path);
+        return vf_hint(error, "vmfrost keeps its state there: move it away.");
+    }
+    if (!vf_others_may_change(&about))
+        return true;
+    if (about.st_mode & (S_IWGRP | S_IWOTH)) {
+        vf_fail(error, VMFROST_FAILED, "the state folder %s is writable by others (mode %04o)",
+                path, (unsigned)about.st_mode & 07777U);
+        return vf_hint(error, "If nobody has changed anything in it: chmod 0700 %s", path);
+    }
+    vf_fail(error, VMFROST_FAILED,
+            "the state folder %s belongs to user %lu, who could change what is in it", path,
+            (unsigned long)about.st_uid);
+    return vf_hint(error, "Run as that user, or set VMFROST_STATE_DIR to a folder of your own.");
+}
+
+bool
+vf_folder_make(const char *path, struct vmfrost_error *error)
+{
     if (mkdir(path, 0700) == 0) {
         if (vf_sync_folder_of(path) < 0)
             return vf_fail(error, VMFROST_FAILED, "cannot make the folder %s durable: %s", path,
                            strerror(errno));
         return true;
     }
-    if (errno != EEXIST || lstat(path, &about) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot create the folder %s: %s", path,
-                       strerror(errno));
-    if (!S_ISDIR(about.st_mode)) {
-        vf_fail(error, VMFROST_FAILED, "%s is no folder", path);
-        return vf_hint(error, "vmfrost keeps its state there: move it away.");
-    }
-    return true;
+    return errno == EEXIST ? vf_folder_is_safe(path, error)
+                           : vf_fail(error, VMFROST_FAILED, "cannot create the folder %s: %s", path,
+                                     strerror(errno));
 }
 
 static void

@@ -161,6 +161,28 @@ is_at(int fd, const char *path)
            of_fd.st_ino == of_path.st_ino;
 }
 
+/* Always false. */
+static bool
+fail_unopened(const char *path, int why, struct vmfrost_error *error)
+{
+    vf_fail(error, VMFROST_FAILED, "cannot open the lock %s: %s", path, vf_read_trouble(why));
+    if (why == EINVAL || why == EISDIR || why == ELOOP)
+        vf_hint(error, "It is none of vmfrost's: move it away.");
+    return false;
+}
+
+bool
+vf_vm_lock_is_sound(const struct vf_vm *vm, struct vmfrost_error *error)
+{
+    VF_AUTO_FREE char *path = vf_printf("%s/lock", vm->folder);
+    struct stat about;
+
+    if (lstat(vm->folder, &about) == 0 && !vf_folder_is_safe(vm->folder, error))
+        return false;
+    return lstat(path, &about) < 0 || S_ISREG(about.st_mode) ||
+           fail_unopened(path, S_ISLNK(about.st_mode) ? ELOOP : EINVAL, error);
+}
+
 /* Any number of times somebody else may rename or remove the folder in between; nobody does so a
  * hundred times. */
 static int
@@ -183,13 +205,12 @@ take(const struct vf_vm *vm, const char *path, struct vmfrost_error *error)
             vf_fail(error, VMFROST_FAILED, "%s has just been removed", vm->name);
             return -1;
         }
-        int why = fd < 0 ? errno : fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) ? EINVAL : 0;
+        int why = fd < 0 ? errno == ENXIO ? EINVAL : errno
+                  : fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) ? EINVAL
+                                                                     : 0;
 
         if (why) {
-            vf_fail(error, VMFROST_FAILED, "cannot open the lock %s: %s", path,
-                    vf_read_trouble(why));
-            if (why == EINVAL || why == EISDIR || why == ELOOP)
-                vf_hint(error, "It is none of vmfrost's: move it away.");
+            fail_unopened(path, why, error);
             return -1;
         }
         if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
@@ -201,6 +222,8 @@ take(const struct vf_vm *vm, const char *path, struct vmfrost_error *error)
             return -1;
         }
         if (is_at(fd, path)) {
+            if (!vf_folder_is_safe(vm->folder, error))
+                return -1;
             int taken = fd;
 
             fd = -1;

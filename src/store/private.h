@@ -33,7 +33,10 @@ char *vf_list_near(const struct vf_list *list, const char *wanted);
 /* `a, b, c and 4 more`. Owned by the caller. */
 char *vf_list_text(const struct vf_list *list, size_t most);
 
-/* Creates one folder, durably; one that is there already is fine, a symbolic link is not. */
+/* A folder that nobody but us and root can change anything in. */
+bool vf_folder_is_safe(const char *path, struct vmfrost_error *error);
+/* Creates one folder, durably; one that is there already is fine if it is safe; a symbolic link is
+ * not. */
 bool vf_folder_make(const char *path, struct vmfrost_error *error);
 /* All entries; none if there is no such folder. */
 bool vf_folder_names(const char *path, struct vf_list *list, struct vmfrost_error *error);

@@ -140,6 +140,7 @@ vf_is_address_folder(const char *name)
 enum setting {
     SETTING_QMP,
     SETTING_AGENT,
+    SETTING_PEER_UID,
     SETTING_OVERLAY_FOLDER,
     SETTING_DEADLINE,
     SETTING_FROZEN_LIMIT,
@@ -167,6 +168,7 @@ enum setting {
 static const char *const keys[] = {
     [SETTING_QMP] = "qmp",
     [SETTING_AGENT] = "agent",
+    [SETTING_PEER_UID] = "peerUid",
     [SETTING_OVERLAY_FOLDER] = "overlayFolder",
     [SETTING_DEADLINE] = "deadline",
     [SETTING_FROZEN_LIMIT] = "frozenLimit",
@@ -268,6 +270,20 @@ read_count(const struct reader *reader, const char *key, const char *text, int64
 }
 
 static bool
+read_uid(const struct reader *reader, const char *key, const char *text, uid_t *uid_r)
+{
+    int64_t number = 0;
+
+    if (strspn(text, "0123456789") == strlen(text) && vf_parse_size(text, &number) && number > 0 &&
+        number < UINT32_MAX) {
+        *uid_r = (uid_t)number;
+        return true;
+    }
+    vf_fail(reader->error, reader->code, "%s: \"%s\" cannot be \"%s\"", reader->where, key, text);
+    return vf_hint(reader->error, "\"%s\" is the number of QEMU's user, like \"64055\".", key);
+}
+
+static bool
 read_speed(const struct reader *reader, const char *key, const char *text, int64_t *speed_r)
 {
     if (vf_parse_size(text, speed_r) && *speed_r > 0)
@@ -323,6 +339,8 @@ read_text(const struct reader *reader, enum setting setting, const char *text, s
         return read_address(reader, key, text, &vm->qmp);
     case SETTING_AGENT:
         return read_address(reader, key, text, &vm->agent);
+    case SETTING_PEER_UID:
+        return read_uid(reader, key, text, &vm->peer_uid);
     case SETTING_OVERLAY_FOLDER:
         if (text[0] != '/' || !vf_is_plain(text))
             return vf_fail(reader->error, reader->code,
@@ -436,7 +454,7 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
                            "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
                            "freeze, prime, disks, persistentDisks, keepLast, keepHourly, "
                            "keepDaily, keepWeekly, "
-                           "maxAge, warnDepth and warnAge.");
+                           "maxAge, warnDepth, warnAge and peerUid.");
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;

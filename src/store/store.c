@@ -49,32 +49,6 @@ default_folder(void)
     return home && home[0] == '/' ? vf_printf("%s/.local/state/vmfrost", home) : NULL;
 }
 
-/* Nobody but us and root can change what is in the folder. */
-static bool
-folder_is_safe(const char *path, struct vmfrost_error *error)
-{
-    struct stat about;
-
-    if (lstat(path, &about) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot look at the folder %s: %s", path,
-                       strerror(errno));
-    if (!S_ISDIR(about.st_mode))
-        return vf_fail(error, VMFROST_FAILED, "%s is no folder", path);
-    if (about.st_uid != geteuid() && about.st_uid != 0) {
-        vf_fail(error, VMFROST_FAILED,
-                "the state folder %s belongs to user %lu, who could change what is in it", path,
-                (unsigned long)about.st_uid);
-        return vf_hint(error,
-                       "Run as that user, or set VMFROST_STATE_DIR to a folder of your own.");
-    }
-    if (about.st_mode & (S_IWGRP | S_IWOTH)) {
-        vf_fail(error, VMFROST_FAILED, "the state folder %s is writable by others (mode %04o)",
-                path, (unsigned)about.st_mode & 07777U);
-        return vf_hint(error, "If nobody has changed anything in it: chmod 0700 %s", path);
-    }
-    return true;
-}
-
 static bool
 open_folders(struct vf_store *store, const char *path, struct vmfrost_error *error)
 {
@@ -96,8 +70,7 @@ open_folders(struct vf_store *store, const char *path, struct vmfrost_error *err
         return vf_fail(error, VMFROST_FAILED, "cannot find the state folder %s: %s", trimmed,
                        strerror(errno));
     store->vms = vf_printf("%s/vms", store->folder);
-    return folder_is_safe(store->folder, error) && vf_folder_make(store->vms, error) &&
-           folder_is_safe(store->vms, error);
+    return vf_folder_is_safe(store->folder, error) && vf_folder_make(store->vms, error);
 }
 
 struct vf_store *

@@ -23,6 +23,7 @@
 #include <json-c/json.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "store/retention.h"
 #include "util/error.h"
@@ -42,6 +43,7 @@ struct vf_vm {
     bool in_inventory;
     char *qmp;                    /* "qmp": the path (or "tcp:HOST:PORT"), absolute */
     char *agent;                  /* "agent": socket of the agent; NULL: found through QMP */
+    uid_t peer_uid;               /* "peerUid": who may serve these sockets; 0: see peer.c */
     char *overlay_folder;         /* "overlayFolder": absolute */
     int64_t deadline_ms;          /* "deadline": a duration like "5m" */
     int64_t frozen_limit_ms;      /* "frozenLimit" */
@@ -93,6 +95,9 @@ struct json_object *vf_store_vms(struct vf_store *store, struct vmfrost_error *e
  * Close-on-exec is no help against fork(): a child has the lock, too, and keeps it when its parent
  * is gone. A child that lives on has to close the descriptor first of all. */
 int vf_vm_lock(const struct vf_vm *vm, const char *what, struct vmfrost_error *error);
+
+/* Nothing is in the way of taking it, whoever has it now; for whoever only looks. */
+bool vf_vm_lock_is_sound(const struct vf_vm *vm, struct vmfrost_error *error);
 
 /* Somebody has the lock. Does not take it to find out, so that it disturbs nobody. */
 bool vf_vm_locked(const struct vf_vm *vm);

@@ -14,15 +14,23 @@
 #include "util/cleanup.h"
 #include "util/mem.h"
 
+bool
+vf_others_may_change(const struct stat *about)
+{
+    return (about->st_uid != geteuid() && about->st_uid != 0) ||
+           about->st_mode & (S_IWGRP | S_IWOTH);
+}
+
 char *
 vf_read_file(const char *path, size_t most, size_t *length_r)
 {
     /* O_NONBLOCK: a FIFO planted at this name must not hang us. */
     VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
     VF_AUTO_FREE char *content = NULL;
-    struct stat about;
+    struct stat about, around;
 
-    if (fd < 0 || fstat(fd, &about) < 0)
+    if (fd < 0 || stat(folder, &around) < 0 || fstat(fd, &about) < 0)
         return NULL;
     if (!S_ISREG(about.st_mode)) {
         errno = EINVAL;
@@ -30,6 +38,10 @@ vf_read_file(const char *path, size_t most, size_t *length_r)
     }
     if ((unsigned long long)about.st_size > most) {
         errno = EFBIG;
+        return NULL;
+    }
+    if (vf_others_may_change(&about) || vf_others_may_change(&around)) {
+        errno = EPERM;
         return NULL;
     }
     size_t size = (size_t)about.st_size, length = 0;
@@ -62,6 +74,8 @@ vf_read_trouble(int number)
         return "it is no regular file";
     case ELOOP:
         return "it is a symbolic link";
+    case EPERM:
+        return "it or its folder belongs to somebody else, or others can write to it";
     default:
         return strerror(number);
     }

@@ -8,12 +8,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "util/error.h"
 
+/* Neither we nor root own it, or others may write to it: anybody may have put there what it is. */
+bool vf_others_may_change(const struct stat *about);
+
 /* The whole of a regular file of at most `most` bytes, with a NUL behind it. Owned by
  * the caller; NULL with errno set (ENOENT; EFBIG: larger; EINVAL: no regular file; ELOOP: a
- * symbolic link, which is not followed). */
+ * symbolic link, which is not followed; EPERM: others may change it, or what is in its folder). */
 char *vf_read_file(const char *path, size_t most, size_t *length_r);
 /* What such an errno means, for people. */
 const char *vf_read_trouble(int number);

@@ -3,7 +3,8 @@
  * What the names of a cut will be, and how they change.
  *
  * Each function that changes a name looks at the inode behind it right before, and follows no
- * symbolic link there.
+ * symbolic link there. The folder is opened once for both: whoever may write to the folder above it
+ * can put another one in its place in between, and gets nothing changed there.
  */
 #include "vm/names.h"
 
@@ -285,12 +286,45 @@ is_other(const char *path, struct vf_inode found, struct vf_inode wanted,
                    "has open");
 }
 
+static int
+open_folder_of(const char *path)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(path);
+
+    return open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* `folder` is that of `from`: of names that lie beside each other it is opened once. */
+static int
+open_folder_beside(int folder, const char *from, const char *to)
+{
+    size_t length = (size_t)(vf_name_of(from) - from);
+
+    return strncmp(from, to, length) == 0 && !strchr(to + length, '/')
+               ? fcntl(folder, F_DUPFD_CLOEXEC, 0)
+               : open_folder_of(to);
+}
+
+/* Of what has the last part of `path` for its name in `folder`. */
+static struct vf_inode
+inode_at(int folder, const char *path)
+{
+    struct stat about;
+
+    return fstatat(folder, vf_name_of(path), &about, AT_SYMLINK_NOFOLLOW) < 0
+               ? (struct vf_inode){0, 0}
+               : inode_in(&about);
+}
+
 bool
 vf_link(const char *from, const char *to, struct vf_inode inode, const struct vf_log *log,
         struct vmfrost_error *error)
 {
+    VF_AUTO_FD int from_folder = open_folder_of(from);
+    VF_AUTO_FD int to_folder = open_folder_beside(from_folder, from, to);
+
     /* Links the very file that was looked at, whatever the name leads to by then. */
-    VF_AUTO_FD int fd = open(from, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    VF_AUTO_FD int fd = openat(from_folder, vf_name_of(from), O_PATH | O_NOFOLLOW | O_CLOEXEC);
     char path[64];
     struct stat about;
 
@@ -300,7 +334,7 @@ vf_link(const char *from, const char *to, struct vf_inode inode, const struct vf
         return is_other(from, inode_in(&about), inode, error);
     vf_log(log, VMFROST_LOG_DEBUG, "file link %s -> %s", from, to);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (linkat(AT_FDCWD, path, AT_FDCWD, to, AT_SYMLINK_FOLLOW) < 0) {
+    if (linkat(AT_FDCWD, path, to_folder, vf_name_of(to), AT_SYMLINK_FOLLOW) < 0) {
         int number = errno;
 
         vf_fail(error, VMFROST_FAILED, "cannot link %s to %s: %s", from, to, strerror(number));
@@ -313,7 +347,10 @@ bool
 vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
         const struct vf_log *log, struct vmfrost_error *error)
 {
-    struct vf_inode source = vf_inode_of(from), target = vf_inode_of(to);
+    VF_AUTO_FD int from_folder = open_folder_of(from);
+    VF_AUTO_FD int to_folder = open_folder_beside(from_folder, from, to);
+
+    struct vf_inode source = inode_at(from_folder, from), target = inode_at(to_folder, to);
 
     if (vf_inode_equal(target, inode)) {
         /* Flipped already. rename(2) would do nothing, and leave both names. */
@@ -327,7 +364,7 @@ vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_inode
 
     if (!nothing && !vf_inode_equal(target, replaced))
         return is_other(to, target, replaced, error);
-    if (rename(from, to) < 0) {
+    if (renameat(from_folder, vf_name_of(from), to_folder, vf_name_of(to)) < 0) {
         int number = errno;
 
         vf_fail(error, VMFROST_FAILED, "cannot rename %s to %s: %s", from, to, strerror(number));
@@ -342,27 +379,42 @@ bool
 vf_exchange(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
             const struct vf_log *log, struct vmfrost_error *error)
 {
-    if (vf_inode_equal(vf_inode_of(from), inode) && vf_inode_equal(vf_inode_of(to), replaced) &&
-        syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
+    VF_AUTO_FD int from_folder = open_folder_of(from);
+    VF_AUTO_FD int to_folder = open_folder_beside(from_folder, from, to);
+
+    if (vf_inode_equal(inode_at(from_folder, from), inode) &&
+        vf_inode_equal(inode_at(to_folder, to), replaced) &&
+        syscall(SYS_renameat2, from_folder, vf_name_of(from), to_folder, vf_name_of(to),
+                RENAME_EXCHANGE) == 0) {
         vf_log(log, VMFROST_LOG_DEBUG, "file exchange %s <-> %s", from, to);
         return true;
     }
     return vf_flip(from, inode, to, replaced, log, error);
 }
 
+int
+vf_create(const char *path)
+{
+    VF_AUTO_FD int folder = open_folder_of(path);
+
+    return openat(folder, vf_name_of(path), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+                  0600);
+}
+
 bool
 vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log,
           struct vmfrost_error *error)
 {
-    struct vf_inode found;
+    VF_AUTO_FD int folder = open_folder_of(path);
+    struct stat about;
 
-    if (!look_at(path, &found))
+    if (folder < 0 || fstatat(folder, vf_name_of(path), &about, AT_SYMLINK_NOFOLLOW) < 0)
         return errno == ENOENT ||
                vf_fail(error, VMFROST_FAILED, "cannot look at %s: %s", path, strerror(errno));
-    if (!vf_inode_equal(found, inode))
-        return is_other(path, found, inode, error);
+    if (!vf_inode_equal(inode_in(&about), inode))
+        return is_other(path, inode_in(&about), inode, error);
     vf_log(log, VMFROST_LOG_DEBUG, "file unlink %s", path);
-    if (unlink(path) < 0 && errno != ENOENT) {
+    if (unlinkat(folder, vf_name_of(path), 0) < 0 && errno != ENOENT) {
         int number = errno;
 
         vf_fail(error, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(number));

@@ -121,6 +121,9 @@ bool vf_flip(const char *from, struct vf_inode inode, const char *to, struct vf_
  * `replaced`. Where the file system cannot do that, `from` is renamed over `to` as by vf_flip(). */
 bool vf_exchange(const char *from, struct vf_inode inode, const char *to, struct vf_inode replaced,
                  const struct vf_log *log, struct vmfrost_error *error);
+/* An empty file of ours (mode 0600) of that name, opened for reading and writing; nothing must have
+ * the name, be it a link that leads nowhere. -1 with errno. */
+int vf_create(const char *path);
 /* Removes `path` if it is `inode`. True if it is gone (also if it never was there); false with the
  * reason if something else has that name. */
 bool vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log,

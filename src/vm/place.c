@@ -229,14 +229,6 @@ vf_visible_name(const char *name)
     return vf_printf("%.*s", (int)(dot - name - 1), name + 1);
 }
 
-static char *
-beside(const char *path, const char *name)
-{
-    VF_AUTO_FREE char *folder = vf_folder_of(path);
-
-    return vf_printf("%s/%s", strcmp(folder, "/") == 0 ? "" : folder, name);
-}
-
 /* Every relative file name in the description of a node is made absolute, in place. */
 static bool
 make_members_absolute(pid_t pid, struct json_object *node)
@@ -335,12 +327,12 @@ why_no_links(const char *path, const char *folder)
     /* Of all others a try tells most. Should it be interrupted, the name is that of a hidden link,
      * which is swept like any other. */
     vf_random_hex(id);
-    VF_AUTO_FREE char *hidden = vf_printf(".%s.%s", vf_name_of(path), id);
-    VF_AUTO_FREE char *trial = beside(path, hidden);
+    VF_AUTO_FREE char *trial = vf_printf(".%s.%s", vf_name_of(path), id);
+    VF_AUTO_FD int fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-    if (linkat(AT_FDCWD, path, AT_FDCWD, trial, 0) < 0)
+    if (linkat(fd, vf_name_of(path), fd, trial, 0) < 0)
         return vf_printf("%s cannot have another hard link: %s", path, strerror(errno));
-    unlink(trial);
+    unlinkat(fd, trial, 0);
     return NULL;
 }
 

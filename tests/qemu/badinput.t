@@ -372,8 +372,8 @@ CHANGERS = ("snapshot", "@new"), ("delete", "@one"), ("restore", "@one", "--rese
 # file: [(kinds, commands, exit code, it is named, next words)]
 STATE_FILES = {
     "lock": [
-        (ODD, (("status",), ("verify",), ("check",), ("disk",)), 0, False, ()),
-        (ODD, (("recover",),), 1, True, AWAY),
+        (ODD, (("status",), ("verify",), ("disk",)), 0, False, ()),
+        (ODD, (("check",), ("recover",)), 1, True, AWAY),
         (("fifo",), CHANGERS, 1, True, AWAY),
     ],
     "journal": [
@@ -394,8 +394,8 @@ STATE_FILES = {
         ((*BAD, "other", "list"), (("delete", "@one"),), 1, True, AWAY),
         (("fifo",), (("show", "@one"), ("restore", "@one", "--reset")), 1, True, AWAY),
         (("fifo", "garbage", "list"), (("verify",),), 1, True, ()),
-        (("fifo", "garbage", "list"), (("list",),), 0, True, ()),
-        (("fifo",), (("status",), ("check",), ("recover",)), 0, False, ()),
+        (("fifo", "garbage", "list"), (("list",), ("status",), ("check",)), 0, True, ()),
+        (("fifo",), (("recover",),), 0, False, ()),
     ],
     "disks.json": [
         (BAD, (("check",),), 0, False, ()),

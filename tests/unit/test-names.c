@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 
@@ -810,6 +811,70 @@ test_log(void)
     empty_folder();
 }
 
+/* Somebody puts another folder in the place of the images' again and again. */
+static pid_t
+swap_forever(const char *one, const char *other)
+{
+    pid_t parent = getpid(), child = fork();
+
+    if (child != 0)
+        return child;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent)
+        syscall(SYS_renameat2, AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
+    _exit(0);
+}
+
+static struct vf_inode
+inode_in(int handle, const char *name)
+{
+    struct stat about;
+
+    return fstatat(handle, name, &about, AT_SYMLINK_NOFOLLOW) == 0
+               ? (struct vf_inode){about.st_dev, about.st_ino}
+               : (struct vf_inode){0, 0};
+}
+
+/* Nothing is changed in the other folder, whenever it comes. */
+static void
+test_swapped(void)
+{
+    VF_AUTO_FREE char *images = at("images"), *other = at("other");
+    VF_AUTO_FREE char *top = at("images/top"), *next = at("images/next"), *new = at("images/new");
+    VF_AUTO_FREE char *kept = at("images/kept");
+    int damage = 0, done = 0;
+    bool ready = true;
+
+    ok(mkdir(images, 0755) == 0 && mkdir(other, 0755) == 0, "two folders");
+    struct vf_inode base = make("images/base"), overlay = make("images/overlay");
+    struct vf_inode theirs = make("other/top"), their_next = make("other/next");
+    VF_AUTO_FD int mine = open(images, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    VF_AUTO_FD int foreign = open(other, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    pid_t child = swap_forever(images, other);
+
+    ready = linkat(mine, "base", mine, "kept", 0) == 0;
+    for (int i = 0; ready && damage == 0 && i < 5000; i++) {
+        unlinkat(mine, "top", 0);
+        unlinkat(mine, "next", 0);
+        unlinkat(mine, "new", 0);
+        ready = linkat(mine, "base", mine, "top", 0) == 0 &&
+                linkat(mine, "overlay", mine, "next", 0) == 0;
+        done += vf_link(kept, new, base, &quiet, &error);
+        if (i % 2)
+            done += vf_flip(next, overlay, top, base, &quiet, &error);
+        else
+            done += vf_exchange(next, overlay, top, base, &quiet, &error);
+        done += vf_unlink(next, inode_in(mine, "next"), &quiet, &error);
+        damage += !vf_inode_equal(inode_in(foreign, "top"), theirs) ||
+                  !vf_inode_equal(inode_in(foreign, "next"), their_next) ||
+                  vf_inode_known(inode_in(foreign, "new"));
+    }
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    ok(ready && done > 0, "some of it was done: %d", done);
+    ok(damage == 0, "whatever lies in the folder's place meanwhile, it is left alone");
+}
+
 int
 main(void)
 {
@@ -835,6 +900,7 @@ main(void)
     test_flip();
     test_unlink();
     test_log();
+    test_swapped();
     scratch_remove(folder);
     return done_testing();
 }

@@ -102,7 +102,8 @@ test_find(struct vf_store *store, const char *scratch)
         "\"1500ms\", \"quiesce\": \"require\", \"method\": \"preopened\", \"emergencyThaw\": "
         "\"sysrq\", \"os\": \"windows\", \"overlayFolder\": \"%s\", \"keepLast\": \"3\", "
         "\"keepHourly\": \"24\", \"keepDaily\": \"7\", \"keepWeekly\": \"4\", \"maxAge\": \"30d\", "
-        "\"copySpeed\": \"50M\", \"warnDepth\": \"5\", \"warnAge\": \"2d\"}",
+        "\"copySpeed\": \"50M\", \"warnDepth\": \"5\", \"warnAge\": \"2d\", "
+        "\"peerUid\": \"64055\"}",
         linked, var_run, var_run);
     VF_AUTO_FREE char *agent = vf_printf("%s/web.qga", run);
     struct vf_vm vm;
@@ -127,6 +128,7 @@ test_find(struct vf_store *store, const char *scratch)
     is_int(vm.retention.keep_daily, 7, "of how many days");
     is_int(vm.retention.keep_weekly, 4, "of how many weeks");
     is_int(vm.copy_speed, 50 << 20, "how fast to copy");
+    is_int(vm.peer_uid, 64055, "whose QEMU is");
     is_int(vm.warn_depth, 5, "how deep a chain may be");
     is_int(vm.warn_age_ms, INT64_C(2) * 86400000, "how old a snapshot may be");
     is_int(vm.retention.max_age_ms, INT64_C(30) * 86400000, "for how long");
