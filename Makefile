@@ -179,7 +179,7 @@ TESTS_GUEST := tests/lab/selftest.t $(sort $(wildcard tests/guest/*.t))
 PROVE_FLAGS ?= --timer
 JOBS        ?= $(shell nproc)
 
-.PHONY: bootstrap unit check check-unit check-fuzz check-build check-cli check-qemu check-guest
+.PHONY: bootstrap unit check check-unit check-fuzz check-build check-cli check-qemu check-guest check-other
 bootstrap:
 	$(Q)tools/bootstrap build test lint
 
@@ -192,6 +192,7 @@ check: bootstrap
 	$(Q)$(MAKE) --no-print-directory lint
 	$(Q)$(MAKE) --no-print-directory check-qemu
 	$(Q)$(MAKE) --no-print-directory check-guest
+	$(Q)$(MAKE) --no-print-directory check-other
 
 check-unit: all unit
 	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '' $(UNIT_BIN)
@@ -212,6 +213,26 @@ check-qemu: all
 check-guest: all unit
 	$(Q)tests/lab/build >/dev/null
 	$(Q)EXAMPLE=$(CURDIR)/$(EXAMPLE) $(PROVE) $(PROVE_FLAGS) $(TESTS_GUEST)
+
+# The QEMUs of other Debian releases, which tools/other-qemu downloads: what they are known to do in
+# another way. OTHER_TESTS=all: everything.
+OTHER_QEMUS ?= bullseye trixie
+OTHER_TESTS ?= tests/qemu/two.t tests/guest/snapshot.t
+ifeq ($(OTHER_TESTS),all)
+override OTHER_TESTS := $(TESTS_QEMU) $(TESTS_GUEST)
+endif
+
+# A mirror that cannot be reached says nothing about vmfrost: that does not fail, but is told.
+check-other: all unit
+	$(Q)for suite in $(OTHER_QEMUS); do \
+	    if programs=$$(tools/other-qemu $$suite); then \
+	        "$$programs/qemu-system-x86_64" --version | head -n 1; \
+	        VMFROST_TEST_QEMU=$$programs EXAMPLE=$(CURDIR)/$(EXAMPLE) \
+	            $(PROVE) $(PROVE_FLAGS) $(OTHER_TESTS) || exit 1; \
+	    elif [ $$? = 3 ]; then \
+	        echo "**** NOT TESTED with the QEMU of $$suite: it cannot be had here, see above ****"; \
+	    else exit 1; fi; \
+	done
 
 # What they find stays in build/fuzz, and so does the corpus as it grows. FUZZ=NAME: only that one.
 FUZZ_SECONDS ?= 60
@@ -324,7 +345,7 @@ help:
 	@echo 'make small | static the command for appliances, stripped: build/small/vmfrost, build/static/vmfrost'
 	@echo 'make demo           boot a guest, take a snapshot, look at it'
 	@echo 'make check          all tests (installs what they need; half an hour)'
-	@echo 'make check-unit     ... only these; also: check-fuzz check-build check-cli check-qemu check-guest'
+	@echo 'make check-unit     ... only these; also: check-fuzz check-build check-cli check-qemu check-guest check-other'
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
 	@echo 'make check-valgrind the unit tests under valgrind'
 	@echo 'make fuzz           fuzz what reads foreign input; FUZZ=target FUZZ_SECONDS=$(FUZZ_SECONDS)'

@@ -39,6 +39,20 @@ MIB = 1024 * 1024
 PATIENCE = 120.0
 
 
+def _choose_qemu():
+    """VMFROST_TEST_QEMU: a folder with the programs of another QEMU, or a suite of Debian's, whose
+    QEMU is downloaded (see tools/other-qemu). Without it those of the system are used."""
+    chosen = os.environ.get("VMFROST_TEST_QEMU")
+    if chosen and "/" not in chosen:
+        chosen = subprocess.run([PROJECT / "tools/other-qemu", chosen], stdout=subprocess.PIPE,
+                                text=True, check=True).stdout.strip()
+    if chosen:
+        os.environ["PATH"] = f"{chosen}:{os.environ.get('PATH', os.defpath)}"
+
+
+_choose_qemu()
+
+
 def _hear_signals():
     """A test may be started with signals ignored or blocked (in the background of a script, by a
     service manager) that the command under test is to obey."""
@@ -354,7 +368,7 @@ class Vm:
         self.memory = memory
         self.name = name
         self.extra = [str(word) for word in extra]
-        self.binary = os.environ.get("VMFROST_QEMU", "qemu-system-x86_64")
+        self.binary = "qemu-system-x86_64"
         self.process = None
         self.killed = False  # at least once: its images may have leaks since
         self._argv = None

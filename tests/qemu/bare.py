@@ -191,9 +191,8 @@ class Qemu:
 
     @property
     def argv(self):
-        binary = os.environ.get("VMFROST_QEMU", "qemu-system-x86_64")
         # Unbuffered: what qemu-io says goes to QEMU's own output.
-        return [*self.before, "stdbuf", "-o0", binary, *([] if self.running else ["-S"]), "-machine", "q35",
+        return [*self.before, "stdbuf", "-o0", "qemu-system-x86_64", *([] if self.running else ["-S"]), "-machine", "q35",
                 "-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-no-user-config",
                 "-bios", str(_halting_bios()),
                 "-qmp", f"unix:{self.socket},server=on,wait=off",
