@@ -10,7 +10,11 @@
  * block-commit reopens the base for writing BY NAME. When the name under which QEMU opened it
  * (web.qcow2, as the launcher said) leads to the overlay by now, QEMU would take the overlay for
  * the base. In that case the VM is stopped for a moment, the name leads to the base while
- * block-commit opens it, and is turned back before the VM goes on.
+ * QEMU opens it, and is turned back before the VM goes on.
+ *
+ * A commit that fails or is cancelled, by whomever and whenever, reopens a base that it had to make
+ * writable: QEMU 10 does, by that name, and the guest would go on on an overlay over itself. So
+ * such a base is made writable before the commit, and stays so when that comes to nothing.
  *
  * The journal knows each of these turns before it is made, so that recovery can finish or undo it;
  * a job that an earlier process left is adopted by its id. Starting again is always allowed.
@@ -435,6 +439,27 @@ start_commit(struct vf_flow *flow)
     vf_job_ask(flow, id, "block-commit", arguments, on_commit_started);
 }
 
+/* What it complains of, block-commit will complain of as well. */
+static void
+on_made_writable(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_test_point(flow, "merge.writable");
+    if (reply->outcome == VF_UNKNOWN) /* QEMU may still be about to open it, as above */
+        vf_expect(flow, reply, "disk %s: opening its base", current(flow)->name);
+    else
+        start_commit(flow);
+}
+
+/* Keeps all other options of the image, which blockdev-reopen would not. */
+static void
+make_writable(struct vf_flow *flow)
+{
+    VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"reopen -w\"", current(flow)->node);
+
+    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL),
+           on_made_writable);
+}
+
 static void
 turn_and_commit(struct vf_flow *flow)
 {
@@ -449,7 +474,7 @@ turn_and_commit(struct vf_flow *flow)
     }
     vf_guard_leading(&flow->guard);
     if (lead_to_base(flow, current(flow)))
-        start_commit(flow);
+        make_writable(flow);
     else
         give_up(flow, VF_REFUSED);
 }

@@ -345,7 +345,7 @@ def delete_case(vm, point, method, variant, wrong):
         vm.kill()
         # For these milliseconds the name leads to the base, for QEMU to reopen it, and the guard
         # leads it back.
-        if point == "merge.started" and is_implicit:
+        if point in ("merge.writable", "merge.started") and is_implicit:
             hidden = next(name for name in vm.hidden()
                           if name.startswith(".web.") and not name.endswith(".next"))
             wait_until(lambda: vm.inode("web.qcow2") == vm.inode(hidden), timeout=2,
@@ -416,7 +416,7 @@ def matrix(t, operation, case, attach, method, variants, chosen=None):
                     vm.__exit__()
                     vm.__init__(words_for(attach), IMAGES)
                     vm.start()
-        never = NEVER | ({"merge.stopped"} if attach == "blockdev" else set())
+        never = NEVER | ({"merge.stopped", "merge.writable"} if attach == "blockdev" else set())
         # Recovery's own steps, and what deletions of older snapshots do: delete.t.
         never |= {"names", "settle", "tidy", "stop-merge.cancelled", *(point for point in missed if "graft." in point)}
         steps = {point for point in missed if point.rstrip("+") not in never}
@@ -436,7 +436,8 @@ def some(*names):
 
 AROUND_CUT = ("rehearse", "cut", "cut+", "flip", "verify", "record.saved", "undo-cut")
 CUT = AROUND_CUT[2:]
-MERGE = ("merge.stopped", "merge.started", "merge.pending", "merge.turned", "files", "remove")
+MERGE = ("merge.stopped", "merge.writable", "merge.started", "merge.pending", "merge.turned", "files",
+         "remove")
 
 
 def snapshots(t):
@@ -457,7 +458,7 @@ def deletions(t):
 def second_disk(t):
     """The deletion dies at its second disk, the first one is merged."""
     for attach in ("drive", "blockdev"):
-        for point in MERGE[attach == "blockdev":4]:
+        for point in MERGE[2 * (attach == "blockdev"):5]:
             for dead in (False, True):
                 wrong = []
                 with Qemu(words_for(attach), IMAGES) as vm:

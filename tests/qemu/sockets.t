@@ -328,8 +328,8 @@ def dies(t):
     """QEMU is killed in the middle."""
     snapshot = ("overlays", "overlays.created", "overlays.named", "rehearse", "guard", "cut", "flip",
                 "verify", "record")
-    delete = ("accept", "merge", "merge.stopped", "merge.started", "merge.pending", "merge.turned",
-              "files", "remove")
+    delete = ("accept", "merge", "merge.stopped", "merge.writable", "merge.started",
+              "merge.pending", "merge.turned", "files", "remove")
     for verb, attach, step in [*(("snapshot", "drive", step) for step in snapshot),
                                *(("delete", "drive", step) for step in delete),
                                ("snapshot", "blockdev", "overlays.named"),
