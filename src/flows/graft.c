@@ -324,6 +324,38 @@ drop_leftovers(struct vf_flow *flow)
 }
 
 static void
+on_made_read_only(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const char *complaint = vf_json_text(reply->value);
+
+    if (!went_well(flow, reply, "opening an image read-only"))
+        return;
+    if (complaint && *complaint)
+        vf_warn(flow, "disk %s: QEMU keeps %s open for writing: %s", disk_name(flow),
+                current(flow)->upper, complaint);
+    drop_leftovers(flow);
+}
+
+/* QEMU 10 leaves a sealed image open for writing after a stream, neither flushed nor to be opened
+ * by anybody else. */
+static bool
+stays_writable(struct vf_flow *flow)
+{
+    const char *upper = upper_node(flow);
+
+    if (current(flow)->way != VF_GRAFT_UP || current(flow)->depth == 0)
+        return false;
+    for (size_t i = 0; upper && i < vf_json_length(flow->facts.nodes); i++) {
+        struct json_object *about = vf_json_at(flow->facts.nodes, i);
+        const char *name = vf_json_string(about, "node-name");
+
+        if (name && strcmp(name, upper) == 0)
+            return !vf_json_bool(about, "ro", true);
+    }
+    return false;
+}
+
+static void
 on_chain_looked(struct vf_flow *flow)
 {
     const struct vf_graft *graft = current(flow);
@@ -337,7 +369,14 @@ on_chain_looked(struct vf_flow *flow)
                   length, graft->length);
         return;
     }
-    drop_leftovers(flow);
+    if (!stays_writable(flow)) {
+        drop_leftovers(flow);
+        return;
+    }
+    VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"reopen -r\"", upper_node(flow));
+
+    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL),
+           on_made_read_only);
 }
 
 /* Images that a daemon closes are all on disk; a running QEMU flushes what it opens read-only, and
