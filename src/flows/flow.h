@@ -72,6 +72,7 @@ typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
 /* Replies to the questions of the step "look", owned; NULL: not asked. */
 struct vf_facts {
     struct json_object *status, *migrate, *jobs, *block_jobs, *block, *nodes, *graph, *chardev;
+    struct json_object *commands;
     struct json_object *hotplugged; /* of each device of a disk, by query-block's "qdev" */
 };
 

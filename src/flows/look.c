@@ -3,6 +3,7 @@
  * The step that asks QEMU what it is: run state, jobs, disks, block graph, and where the guest
  * agent's channel ends. It changes nothing.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 #include "util/text.h"
 #include "vm/disk.h"
 
+#define OTHER_QEMU "vmfrost needs QEMU 5.2 or later, with all its block jobs"
 #define AGENT_PORT "org.qemu.guest_agent.0"
 
 struct question {
@@ -24,6 +26,7 @@ struct question {
 #define FACT(name) offsetof(struct vf_facts, name)
 
 static const struct question questions[] = {
+    {"query-commands", FACT(commands), false}, /* first: it tells what QEMU cannot do at all */
     {"query-status", FACT(status), false},
     {"query-migrate", FACT(migrate), false},
     {"query-chardev", FACT(chardev), false},
@@ -165,6 +168,74 @@ deal_with_jobs(struct vf_flow *flow)
     vf_end(flow, VF_REFUSED);
 }
 
+/* What operations cannot do without, whichever: nothing is begun that could not be undone. (No
+ * argument that is sent is younger than 5.2.) */
+static const char *const commands_needed[] = {
+    "block-commit",
+    "block-job-cancel",
+    "block-stream",
+    "blockdev-add",
+    "blockdev-create",
+    "blockdev-del",
+    "blockdev-mirror",
+    "blockdev-snapshot",
+    "blockdev-snapshot-sync",
+    "cont",
+    "job-cancel",
+    "job-complete",
+    "job-dismiss",
+    "job-finalize",
+    "qom-get",
+    "qom-list",
+    "query-block",
+    "query-block-jobs",
+    "query-chardev",
+    "query-jobs",
+    "query-migrate",
+    "query-named-block-nodes",
+    "query-status",
+    "stop",
+    "system_reset",
+    "transaction",
+    "x-debug-query-block-graph",
+};
+
+static bool
+has_command(const struct vf_flow *flow, const char *name)
+{
+    for (size_t i = 0; i < vf_json_length(flow->facts.commands); i++) {
+        const char *known = vf_json_string(vf_json_at(flow->facts.commands, i), "name");
+
+        if (known && strcmp(known, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* False: the step has ended. A list without any names tells nothing. */
+static bool
+is_new_enough(struct vf_flow *flow)
+{
+    char missing[sizeof flow->error.text / 2] = "";
+
+    if (!has_command(flow, "query-commands"))
+        return true;
+    for (size_t i = 0; i < sizeof commands_needed / sizeof *commands_needed; i++)
+        if (!has_command(flow, commands_needed[i])) {
+            size_t length = strlen(missing);
+
+            snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "",
+                     commands_needed[i]);
+        }
+    if (!*missing)
+        return true;
+    vf_note(flow, VMFROST_FAILED, "QEMU %s cannot do what vmfrost needs: it has no %s",
+            flow->qemu_version, missing);
+    vf_advise(flow, OTHER_QEMU);
+    vf_end(flow, VF_REFUSED);
+    return false;
+}
+
 /* They come in the order of the questions. */
 static void
 on_answer(struct vf_flow *flow, const struct vf_reply *reply)
@@ -176,6 +247,8 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     json_object_put(*slot);
     *slot = json_object_get(reply->value);
+    if (question->fact == FACT(commands) && !is_new_enough(flow))
+        return;
     flow->at++;
 
     if (flow->at == QUESTION_COUNT)
