@@ -2122,12 +2122,12 @@ check_waiting(const struct state *s)
 {
     const struct vf_engine *engine = &s->engine;
     const struct vf_step *step = vf_engine_step(engine);
-    int64_t due = engine->pausing ? s->armed : s->began + 1000 * step->budget_ms;
+    int64_t due = engine->pausing ? s->armed : s->began + INT64_C(1000) * step->budget_ms;
 
     must(s->waiting != engine->pausing, "the engine waits for nothing");
     must(s->armed > s->now && s->armed < INT64_MAX, "the engine waits for ever");
     if (engine->pausing)
-        must(s->armed <= s->now + 1000 * step->pause_ms, "a pause is too long");
+        must(s->armed <= s->now + INT64_C(1000) * step->pause_ms, "a pause is too long");
     if (!engine->unwinding && !engine->committed)
         due = least(due, engine->deadline_us);
     if (!engine->unwinding && is_frozen_window(s))
