@@ -104,6 +104,7 @@ COMMAND   := $(B)/vmfrost
 ARCHIVE   := $(B)/libvmfrost.a
 SHARED    := $(B)/libvmfrost.so.$(SOVERSION)
 EXAMPLE   := $(B)/tests/example/embed
+FAIL      := $(B)/tests/torture/fail.so
 
 ifeq ($(V),1)
 Q :=
@@ -165,6 +166,12 @@ $(EXAMPLE): $(B)/tests/example/embed.o $(ARCHIVE)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(VF_LDFLAGS) $(LDFLAGS) -o $@ $^ $(VF_LIBS) $(LDLIBS)
 
+# For LD_PRELOAD: makes calls of the C library's fail.
+$(FAIL): tests/torture/fail.c Makefile
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -D_GNU_SOURCE -std=gnu11 $(WARNINGS) -O2 -fPIC -shared -o $@ $< -ldl
+
 -include $(sort $(patsubst %.o,%.d,$(LIB_OBJ) $(CLI_OBJ) $(call objects,$(UNIT_SRC)) \
                                    $(call objects,$(FUZZ_SRC)) $(B)/tests/fuzz/replay.o \
                                    $(B)/tests/example/embed.o))
@@ -183,7 +190,7 @@ JOBS        ?= $(shell nproc)
 bootstrap:
 	$(Q)tools/bootstrap build test lint
 
-unit: $(UNIT_BIN) $(FUZZ_BIN) $(EXAMPLE)
+unit: $(UNIT_BIN) $(FUZZ_BIN) $(EXAMPLE) $(FAIL)
 
 # Setting up comes before everything is built, whatever -j says.
 check: bootstrap
@@ -262,7 +269,7 @@ RUNS ?= 100
 .PHONY: torture
 torture:
 	$(Q)tools/bootstrap build test
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(MAKE) --no-print-directory all $(FAIL)
 	$(Q)tests/lab/build >/dev/null
 	$(Q)tests/torture/campaign.py $(if $(SEED),--seed $(SEED)) $(if $(RUN),--run $(RUN),--runs $(RUNS))
 

@@ -3,6 +3,7 @@
 """A short campaign of `make torture`: random faults in the middle of random operations, always the
 same ones, and those of tests/torture/regressions, which once found something."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -17,11 +18,10 @@ SEED, RUNS = 20, 20
 
 
 def regressions():
-    """(seed, run) of what has to be played again."""
+    """The plans of what has to be played again, each with what it had found."""
     for line in (ROOT / "tests" / "torture" / "regressions").read_text("utf-8").splitlines():
-        words = line.partition("#")[0].split()
-        if words:
-            yield int(words[0]), int(words[1])
+        if line and not line.startswith("#"):
+            yield json.loads(line)
 
 
 def main():
@@ -32,9 +32,8 @@ def main():
         try:
             for number in range(RUNS):
                 tap.ok(campaign.one(number), f"seed {SEED}, run {number}")
-            for seed, number in regressions():
-                campaign.seed = seed
-                tap.ok(campaign.one(number), f"seed {seed}, run {number}, which once found something")
+            for plan in regressions():
+                tap.ok(campaign.play(plan), plan["found"])
         finally:
             campaign.close()
             campaign.summary(began)

@@ -14,6 +14,7 @@ import heapq
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import time
 import traceback
 from pathlib import Path
 
-from plan import EPOCH, config, plan
+from plan import plan
 from world import World
 
 import lab  # behind world, which knows where it is
@@ -46,6 +47,8 @@ def is_stopped(pid):
 
 class Run:
     """One run."""
+
+    library = Path(lab.vmfrost_program()).parent / "tests" / "torture" / "fail.so"
 
     def __init__(self, world, about, tell):
         self.world, self.vm, self.about, self.tell = world, world.vm, about, tell
@@ -195,6 +198,8 @@ class Run:
         env = {}
         if points:
             env["VMFROST_TEST_AT"] = ",".join("stop:" + point for point in points)
+        if self.about["fail"] and self.library.exists():
+            env.update(LD_PRELOAD=str(self.library), TORTURE_FAIL=self.about["fail"])
         self.vm.proxy.arm([fault for fault in faults if "link" in fault["when"]])
         timed = sorted((fault["when"]["ms"] / 1000, fault["number"], fault) for fault in faults
                        if "ms" in fault["when"])
@@ -230,6 +235,9 @@ class Run:
         self.vm.proxy.calm()
         self.serve_proxy()
         self.code = done.code
+        for call in re.findall(r"^torture: (\w+)", done.err, re.M):
+            self.done.append((0, "", "fails", call))
+            self.flags.add("failed")
         return done
 
     def serve_proxy(self):
@@ -266,9 +274,11 @@ class Run:
 
     def must_be_thawed(self):
         """Is there anybody left who thaws, before any recovery?"""
-        if "guard-killed" in self.flags and (self.code == -signal.SIGKILL or self.code == 6):
-            return False
-        if self.code == -signal.SIGKILL or self.code == 6:
+        gone = self.code in (-signal.SIGKILL, -signal.SIGABRT, 6)
+        # A guard whose calls fail is as good as none.
+        if gone and ("guard-killed" in self.flags or self.about["fail"]):
+            return str(self.about["fail"]).startswith("malloc") and "guard-killed" not in self.flags
+        if gone:
             # The guard has the connection that we took away, and no other.
             return "qga" not in self.vm.proxy.cut_links
         return True
@@ -291,6 +301,8 @@ class Run:
     def codes_are_true(self, done):
         """Does the exit code say what the record says, before any recovery?"""
         op, code = self.about["op"], self.code
+        if code == -signal.SIGABRT and "out of memory" in done.err:
+            return
         if code < 0 and code != -signal.SIGKILL:
             self.wrong.append(f"vmfrost has died of signal {-code}: {done.err[-500:]}")
             return
@@ -300,7 +312,7 @@ class Run:
             self.wrong.append(done.err[-3000:])
         if code == -signal.SIGKILL:
             return
-        if not self.about["faults"] and code not in (0, ) and "--deadline" not in self.about["options"]:
+        if not self.about["faults"] and "failed" not in self.flags and code and "--deadline" not in self.about["options"]:
             self.wrong.append(f"nothing was done to it, and it fails: {code}: {done.err.strip()}")
         try:
             text = (self.world.folder / "records" / f"{self.target}.json").read_text("utf-8")
@@ -454,8 +466,11 @@ class Campaign:
     # --- runs
 
     def one(self, number):
-        about = plan(self.seed, number)
-        wanted = config(self.seed, number)
+        return self.play(plan(self.seed, number))
+
+    def play(self, about):
+        """One run, by its plan: is all as it should be?"""
+        number, wanted = about["run"], about["guest"]
         began = time.monotonic()
         said = []
         run = None
@@ -464,6 +479,7 @@ class Campaign:
                 self.fresh(wanted)
             log = self.world.log
             run = Run(self.world, about, said.append)
+            mark = log.stat().st_size if log.exists() else 0
             records = self.prepare(about)
             mark = log.stat().st_size if log.exists() else 0
             boots = self.world.vm.boots()
@@ -484,17 +500,16 @@ class Campaign:
                   f"{run.done} {sorted(run.flags)}", flush=True)
         if run.wrong:
             self.failed.append(number)
-            self.report(run, about, mark if run.command else 0)
+            self.report(run, about, mark)
         return not run.wrong
 
     def report(self, run, about, mark):
-        print(f"# FAILED: seed {self.seed}, run {about['run']}")
-        print("# again: make torture SEED=%s RUN=%s" % (self.seed, about["run"]))
-        print("# guest: " + json.dumps(self.config))
+        print(f"# FAILED: seed {about['seed']}, run {about['run']}")
+        print("# again: make torture SEED=%s RUN=%s" % (about["seed"], about["run"]))
         print("# plan: " + json.dumps(about))
         for problem in run.wrong:
             print("# WRONG: " + str(problem).replace("\n", "\n#   "), flush=True)
-        kept = self.keep / f"{self.seed}-{about['run']}"
+        kept = self.keep / f"{about['seed']}-{about['run']}"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         (kept / "plan.json").write_text(json.dumps(about, indent=1))
@@ -534,6 +549,7 @@ def main():
     ask.add_argument("--first", type=int, default=0)
     ask.add_argument("--seed", type=int, default=None)
     ask.add_argument("--run", type=int, default=None)
+    ask.add_argument("--plan", type=Path, help="a plan.json, as a run that failed leaves it")
     ask.add_argument("--keep", type=Path, default=ROOT / "build" / "torture")
     ask.add_argument("-v", "--verbose", action="store_true")
     got = ask.parse_args()
@@ -542,12 +558,16 @@ def main():
     print(f"# seed {seed}", flush=True)
     campaign = Campaign(seed, got.keep, got.verbose)
     try:
+        if got.plan:
+            campaign.play(json.loads(got.plan.read_text(encoding="utf-8")))
+            return
         for number in [got.run] if got.run is not None else range(got.first, got.first + got.runs):
             campaign.one(number)
     finally:
         campaign.close()
         campaign.summary(began)
-    sys.exit(1 if campaign.failed else 0)
+        if campaign.failed:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

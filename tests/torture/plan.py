@@ -2,6 +2,7 @@
 """What happens in a run: one operation, and what goes wrong meanwhile. Made of the seed and the run's
 number alone, so that either can be had again."""
 
+import errno
 import json
 import random
 import re
@@ -207,6 +208,32 @@ def options(rng, op):
     return words
 
 
+CALLS = {  # of the C library's: how often they come in an operation, about, and how they fail
+    "malloc": (12000, ["ENOMEM"]), "write": (240, ["ENOSPC", "EIO", "EDQUOT"]),
+    "pwrite": (1, ["ENOSPC"]), "read": (75, ["EIO"]), "fsync": (14, ["EIO", "ENOSPC"]),
+    "fdatasync": (4, ["EIO"]), "rename": (6, ["EIO", "EACCES", "ENOSPC"]),
+    "link": (4, ["EIO", "EPERM", "EMLINK"]), "unlink": (6, ["EIO", "EACCES"]),
+    "open": (60, ["EMFILE", "EIO", "EACCES", "ENFILE"]), "mkdir": (3, ["ENOSPC", "EACCES"]),
+    "ftruncate": (1, ["EIO"]), "fork": (1, ["EAGAIN"]), "connect": (2, ["ECONNREFUSED", "EAGAIN"]),
+    "socket": (2, ["EMFILE"]), "socketpair": (1, ["EMFILE"]), "send": (58, ["EPIPE", "ENOBUFS"]),
+    "recv": (1, ["EIO"]), "fcntl": (7, ["EINVAL"]), "opendir": (16, ["EMFILE", "EACCES"]),
+}
+
+
+def failing(seed, run):
+    """What the C library refuses vmfrost: (TORTURE_FAIL, its words); None for most runs."""
+    rng = random.Random(f"fail {seed} {run}")
+    if rng.random() > 0.3:
+        return None
+    if rng.random() < 0.1:
+        return f"clock:{rng.randint(1, 240)}:{rng.choice([-3600, -2, 2, 3600, 100000])}"
+    call = rng.choice([*CALLS, "malloc", "write", "fsync", "rename", "link", "send", "open"])
+    count, errors = CALLS[call]
+    number = getattr(errno, rng.choice(errors))
+    on = ":on" if call != "malloc" and rng.random() < 0.25 else ""
+    return f"{call}:{rng.randint(1, count)}:{number}{on}"
+
+
 def plan(seed, run):
     """The run's plan, as JSON would have it."""
     rng = random.Random(f"run {seed} {run}")
@@ -214,10 +241,13 @@ def plan(seed, run):
     faults = []
     for number in range(rng.choices([0, 1, 2, 3], [10, 50, 28, 12])[0]):
         faults.append(fault(rng, op, number, any("point" in each["when"] for each in faults)))
+    fail = failing(seed, run)
+    if fail:
+        faults = faults[:1]
     return {
-        "seed": seed, "run": run, "op": op, "options": options(rng, op),
+        "seed": seed, "run": run, "guest": config(seed, run), "op": op, "options": options(rng, op),
         "target": rng.random(),  # which one, of the snapshots that are there
-        "faults": faults,
+        "faults": faults, "fail": fail,
         "recover_off": rng.random() < 0.5,  # if QEMU is gone: before it is started again?
         "recover_by": rng.choice(["recover", "recover", "recover", "next"]),
     }
