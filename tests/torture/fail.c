@@ -28,24 +28,44 @@
 #include <time.h>
 #include <unistd.h>
 
-/* One row for each function that can fail. */
-#define CALLS(X)                                                                                   \
-    X(malloc)                                                                                      \
-    X(write) X(pwrite) X(read) X(fsync) X(fdatasync) X(rename) X(link) X(unlink) X(open) X(mkdir)  \
-        X(ftruncate) X(fork) X(connect) X(socket) X(socketpair) X(send) X(recv) X(fcntl)           \
-            X(opendir) X(clock)
-
+/* The functions that can fail. */
 enum call {
-#define X(name) CALL_##name,
-    CALLS(X)
-#undef X
-        CALL_COUNT
+    CALL_malloc,
+    CALL_write,
+    CALL_pwrite,
+    CALL_read,
+    CALL_fsync,
+    CALL_fdatasync,
+    CALL_rename,
+    CALL_link,
+    CALL_unlink,
+    CALL_open,
+    CALL_mkdir,
+    CALL_ftruncate,
+    CALL_fork,
+    CALL_connect,
+    CALL_socket,
+    CALL_socketpair,
+    CALL_send,
+    CALL_recv,
+    CALL_fcntl,
+    CALL_opendir,
+    CALL_clock,
+    CALL_COUNT
 };
 
 static const char *const names[] = {
-#define X(name) #name,
-    CALLS(X)
-#undef X
+    [CALL_malloc] = "malloc", [CALL_write] = "write",
+    [CALL_pwrite] = "pwrite", [CALL_read] = "read",
+    [CALL_fsync] = "fsync",   [CALL_fdatasync] = "fdatasync",
+    [CALL_rename] = "rename", [CALL_link] = "link",
+    [CALL_unlink] = "unlink", [CALL_open] = "open",
+    [CALL_mkdir] = "mkdir",   [CALL_ftruncate] = "ftruncate",
+    [CALL_fork] = "fork",     [CALL_connect] = "connect",
+    [CALL_socket] = "socket", [CALL_socketpair] = "socketpair",
+    [CALL_send] = "send",     [CALL_recv] = "recv",
+    [CALL_fcntl] = "fcntl",   [CALL_opendir] = "opendir",
+    [CALL_clock] = "clock",
 };
 
 static struct {
