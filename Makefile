@@ -41,6 +41,8 @@ SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed
 
 ifneq ($(filter $(VARIANT),small static),)
 CFLAGS    ?= -Oz
+else ifeq ($(VARIANT),cov)
+CFLAGS    ?= -O0 -g
 else
 CFLAGS    ?= -O2 -g
 endif
@@ -51,6 +53,9 @@ VF_LDFLAGS  += -Wl,-z,defs -Wl,--as-needed
 else ifeq ($(VARIANT),asan)
 VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 VF_LDFLAGS  += -fsanitize=address,undefined
+else ifeq ($(VARIANT),tsan)
+VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=thread
+VF_LDFLAGS  += -fsanitize=thread
 else ifeq ($(VARIANT),clang)
 CC          := clang
 else ifeq ($(VARIANT),fuzz)
@@ -60,8 +65,8 @@ VF_CFLAGS   += -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,und
                -fno-sanitize-recover=all
 VF_LDFLAGS  += -fsanitize=fuzzer,address,undefined
 else ifeq ($(VARIANT),cov)
-VF_CFLAGS   += -O0 --coverage
-VF_LDFLAGS  += --coverage
+VF_CFLAGS   += --coverage
+VF_LDFLAGS  += --coverage -Wl,--wrap=_exit -Wl,--wrap=raise
 else ifeq ($(VARIANT),small)
 VF_CFLAGS   += $(SMALL_CFLAGS) -fPIE
 VF_LDFLAGS  += $(SMALL_LDFLAGS) -Wl,-z,pack-relative-relocs
@@ -69,7 +74,7 @@ else ifeq ($(VARIANT),static)
 VF_CFLAGS   += $(SMALL_CFLAGS)
 VF_LDFLAGS  += $(SMALL_LDFLAGS)
 else
-$(error VARIANT is release, small, static, asan, clang, fuzz or cov)
+$(error VARIANT is release, small, static, asan, tsan, clang, fuzz or cov)
 endif
 
 # libev ships no pkg-config file.
@@ -87,6 +92,9 @@ endif
 
 LIB_ROOMS := util wire engine vm store flows lib
 LIB_SRC   := $(sort $(foreach room,$(LIB_ROOMS),$(wildcard src/$(room)/*.c)))
+ifeq ($(VARIANT),cov)
+LIB_SRC   += tests/coverage/flush.c
+endif
 CLI_SRC   := $(sort $(wildcard src/cli/*.c))
 UTIL_SRC  := $(sort $(wildcard src/util/*.c))
 UNIT_SRC  := $(sort $(wildcard tests/unit/test-*.c))
@@ -196,7 +204,7 @@ unit: $(UNIT_BIN) $(FUZZ_BIN) $(EXAMPLE) $(FAIL)
 check: bootstrap
 	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz check-build check-cli
 	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-fuzz check-cli
-	$(Q)$(MAKE) --no-print-directory lint
+	$(Q)$(MAKE) --no-print-directory check-tsan lint
 	$(Q)$(MAKE) --no-print-directory check-qemu
 	$(Q)$(MAKE) --no-print-directory check-guest
 	$(Q)$(MAKE) --no-print-directory check-other
@@ -276,14 +284,44 @@ torture:
 VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
             --child-silent-after-fork=yes
 
-.PHONY: check-asan check-valgrind
+.PHONY: check-asan check-tsan check-valgrind
 check-asan:
 	$(Q)tools/bootstrap build test lint
 	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit check-fuzz check-cli check-qemu check-guest
 
+# Half an hour and more. What a kill test stops is counted as well; who is killed from outside loses
+# what it counted.
+.PHONY: coverage
+ifeq ($(VARIANT),cov)
+coverage:
+	$(Q)find $(B) -name '*.gcda' -delete
+	-$(Q)$(MAKE) --no-print-directory -k check-unit check-fuzz check-cli check-qemu check-guest
+	$(Q)tools/coverage --least src/engine=95 --least src/flows=95 --least src/wire=95
+else
+coverage:
+	$(Q)tools/bootstrap build test lint
+	$(Q)$(MAKE) --no-print-directory VARIANT=cov coverage
+endif
+
+# The library makes no threads; its users may. The sanitizer wants addresses that are not random.
+FLEET ?= 30
+ifeq ($(VARIANT),tsan)
+check-tsan: $(B)/tests/unit/test-fleet
+	$(Q)ONLY=threads VMFROST_FLEET=$(FLEET) \
+	    TSAN_OPTIONS=halt_on_error=1:suppressions=$(CURDIR)/tests/tsan.supp \
+	    $(PROVE) $(PROVE_FLAGS) --exec 'setarch -R' $<
+else
+check-tsan:
+	$(Q)tools/bootstrap build test lint
+	$(Q)$(MAKE) --no-print-directory -j $(JOBS) VARIANT=tsan check-tsan
+endif
+
+# The unit tests, and the command with and without a QEMU: faults, leaks, descriptors.
 check-valgrind: bootstrap
 	$(Q)$(MAKE) --no-print-directory all unit
 	$(Q)VALGRIND=1 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '$(VALGRIND)' $(UNIT_BIN)
+	$(Q)VMFROST_UNDER_VALGRIND=$(VMFROST) VMFROST=$(CURDIR)/tests/valgrind/vmfrost \
+	    $(PROVE) $(PROVE_FLAGS) -j $(JOBS) tests/valgrind/life.t $(TESTS_CLI)
 
 # The main job, on a real guest: boots one, freezes, cuts, thaws, and looks at the result.
 .PHONY: demo bench
@@ -300,16 +338,28 @@ bench:
 # Layout and static checks.
 
 C_FILES := $(sort $(wildcard include/*.h src/*/*.[ch] tests/*.h tests/*/*.[ch] tests/lab/guest/*.c))
-SH_FILES := tools/bootstrap .ci/run $(wildcard tests/lab/guest/init)
+SH_FILES := tools/bootstrap .ci/run tests/valgrind/vmfrost $(wildcard tests/lab/guest/init)
 
-.PHONY: lint fmt
+TIDY := $(patsubst %.c,$(B)/%.tidy,$(filter src/%,$(LIB_SRC) $(CLI_SRC)))
+
+.PHONY: lint tidy fmt
 lint:
 	$(Q)clang-format --dry-run -Werror $(C_FILES)
 	$(Q)shellcheck $(SH_FILES)
 	$(Q)tools/check-rooms
-	$(Q)$(MAKE) --no-print-directory VARIANT=clang VF_CFLAGS_EXTRA=-Werror all unit
-	$(Q)cppcheck -q --error-exitcode=1 --inline-suppr --std=c11 --enable=warning,portability \
-	    --suppress=missingInclude --suppress=varFuncNullUB --suppress=unknownMacro -Iinclude -Isrc -D_GNU_SOURCE src
+	$(Q)$(MAKE) --no-print-directory -j $(JOBS) VARIANT=clang VF_CFLAGS_EXTRA=-Werror all unit tidy
+	$(Q)cppcheck -q -j $(JOBS) --error-exitcode=1 --inline-suppr --std=c11 \
+	    --enable=warning,style,performance,portability --suppressions-list=.cppcheck \
+	    -Iinclude -Isrc -D_GNU_SOURCE src tests/unit tests/fuzz tests/example
+
+# .clang-tidy says what is looked for; only what has changed is looked at again.
+tidy: $(TIDY)
+$(B)/%.tidy: %.c .clang-tidy $(wildcard include/*.h src/*/*.h)
+	$(call say,TIDY,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)clang-tidy --quiet $< -- $(VF_CPPFLAGS) $(CPPFLAGS) -std=gnu11 2>$@.err || \
+	    { cat $@.err >&2; exit 1; }
+	$(Q)rm -f $@.err && touch $@
 
 fmt:
 	$(Q)clang-format -i $(C_FILES)
@@ -354,11 +404,13 @@ help:
 	@echo 'make check          all tests (installs what they need; half an hour)'
 	@echo 'make check-unit     ... only these; also: check-fuzz check-build check-cli check-qemu check-guest check-other'
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
-	@echo 'make check-valgrind the unit tests under valgrind'
+	@echo 'make check-tsan     contexts in several threads, with the thread sanitizer'
+	@echo 'make coverage       all tests, and which lines they reach; tools/coverage --missed shows the others'
+	@echo 'make check-valgrind the unit tests, the command, and a few snapshots under valgrind'
 	@echo 'make fuzz           fuzz what reads foreign input; FUZZ=target FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make torture        random faults on a real guest; RUNS=$(RUNS) SEED=n, RUN=k for one of them'
 	@echo 'make bench          measure; PEERS=libvirt beside libvirt; BENCH=--help for more'
 	@echo 'make lint | fmt     check or put right the layout; static checks'
 	@echo 'make install        PREFIX=$(PREFIX) DESTDIR=; make uninstall takes it back'
 	@echo 'make clean          remove build/'
-	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|small|static|asan|clang|fuzz|cov V=1'
+	@echo 'Variables: CC CFLAGS CPPFLAGS LDFLAGS LDLIBS PREFIX LIBDIR VARIANT=release|small|static|asan|tsan|clang|fuzz|cov V=1'

@@ -64,9 +64,9 @@ take_word(struct cli *cli, struct json_object *class, const char *word)
         return report_usage(cli, "'%s' is not of the form KEY=VALUE", word), false;
     if (!key)
         return unknown_key(cli, word);
-    struct json_object *at = class;
+    struct json_object *at = key->object ? vf_json_object(class, key->object) : class;
 
-    if (key->object && !(at = vf_json_object(class, key->object))) {
+    if (!at) {
         at = json_object_new_object();
         vf_json_add(class, key->object, at);
     }

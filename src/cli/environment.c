@@ -12,8 +12,6 @@
 #include "util/mem.h"
 #include "util/text.h"
 
-extern char **environ;
-
 static void
 put(const char *name, const char *value)
 {
@@ -59,7 +57,10 @@ suffix_of(const char *disk)
         bool small = *at >= 'a' && *at <= 'z';
         bool fits = (*at >= 'A' && *at <= 'Z') || (*at >= '0' && *at <= '9');
 
-        *at = small ? (char)(*at - 'a' + 'A') : fits ? *at : '_';
+        if (small)
+            *at = (char)(*at - 'a' + 'A');
+        else if (!fits)
+            *at = '_';
     }
     plain = vf_strdup(suffix);
     for (int number = 2;; number++) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cli/options.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,6 +161,7 @@ static int
 choose(struct cli *cli, enum cli_option option, const char *value)
 {
     struct suggestion suggestion = suggest_begin(value);
+    assert(option_specs[option].argument && value);
     VF_AUTO_FREE char *choices = vf_strdup(option_specs[option].argument);
     char *rest = choices, *choice;
 
@@ -185,6 +187,7 @@ set_quiesce(struct cli *cli, const char *value)
         VMFROST_QUIESCE_SKIP}; /* in the order of the table */
     int choice = choose(cli, OPTION_QUIESCE, value);
 
+    assert(choice < (int)(sizeof choices / sizeof *choices));
     if (choice >= 0)
         cli->options.snapshot.quiesce = choices[choice];
     return choice >= 0;
@@ -197,6 +200,7 @@ set_method(struct cli *cli, const char *value)
                                                   VMFROST_METHOD_PREOPENED};
     int choice = choose(cli, OPTION_METHOD, value);
 
+    assert(choice < (int)(sizeof choices / sizeof *choices));
     if (choice >= 0)
         cli->options.snapshot.method = choices[choice];
     return choice >= 0;
@@ -208,6 +212,7 @@ set_format(struct cli *cli, const char *value)
     static const enum vmfrost_format choices[] = {VMFROST_FORMAT_QCOW2, VMFROST_FORMAT_RAW};
     int choice = choose(cli, OPTION_FORMAT, value);
 
+    assert(choice < (int)(sizeof choices / sizeof *choices));
     if (choice >= 0)
         cli->options.export.format = choices[choice];
     return choice >= 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cli/table.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,10 +70,8 @@ print_cell(const struct table *table, struct out *out, size_t column, size_t wid
 /* Nothing is printed for empty cells at its end. */
 static void
 print_row(const struct table *table, struct out *out, const size_t *widths,
-          const struct table_cell *cells)
+          const struct table_cell *cells, size_t count)
 {
-    size_t count = columns_of(table);
-
     while (count > 1 && !*cells[count - 1].text)
         count--;
     out_text(out, STYLE_PLAIN, "%*s", table->indent, "");
@@ -88,6 +87,7 @@ table_print(const struct table *table, struct out *out)
 
     if (table->count == 0)
         return;
+    assert(columns > 0);
     for (size_t i = 0; i < columns; i++)
         widths[i] = out_width(out, table->headings[i]);
     for (size_t i = 0; i < table->count; i++) {
@@ -100,9 +100,9 @@ table_print(const struct table *table, struct out *out)
 
     for (size_t i = 0; i < columns; i++)
         headings[i] = (struct table_cell){(char *)table->headings[i], STYLE_BOLD};
-    print_row(table, out, widths, headings);
+    print_row(table, out, widths, headings, columns);
     for (size_t i = 0; i + columns <= table->count; i += columns)
-        print_row(table, out, widths, table->cells + i);
+        print_row(table, out, widths, table->cells + i, columns);
 }
 
 void

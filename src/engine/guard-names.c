@@ -272,7 +272,7 @@ vf_guard_flip_names(struct guard *guard)
 
         if (leads_to(folder, next, name->overlay_device, name->overlay_number) &&
             leads_to(folder, top, name->base_device, name->base_number))
-            renameat(folder, next, folder, top);
+            (void)renameat(folder, next, folder, top); /* where it leads to then is what counts */
         flipped += leads_to(folder, top, name->overlay_device, name->overlay_number);
         if (folder >= 0)
             close(folder);

@@ -4,6 +4,7 @@
  */
 #include "flows/steps.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -134,6 +135,7 @@ add_cut(struct vf_flow *flow, const struct vf_disk *disk, struct vmfrost_error *
     }
     /* Its file's node is opened anew when it becomes read-only. */
     if (place.naming == VF_NAMING_FLIP && !place.opened_by_name && !disk->file_named) {
+        assert(place.path);
         vf_fail(error, VMFROST_FAILED, "QEMU knows %s by the name %s, which is gone", place.path,
                 disk->file);
         vf_hint(error, "give it that name back: ln '%s' '%s'", place.path, disk->file);

@@ -9,7 +9,7 @@
 
 /* The document of vmfrost_prune_plan(); `options` is whole, see there. Owned by the caller; NULL
  * with an error. */
-struct json_object *vf_prune_plan(struct vf_store *store, const char *vm,
+struct json_object *vf_prune_plan(struct vf_store *store, const char *name,
                                   const struct vmfrost_prune_options *options,
                                   struct vmfrost_error *error);
 

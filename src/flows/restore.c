@@ -493,11 +493,11 @@ vf_restore_turn(struct vf_flow *flow)
 
     for (size_t i = 0; turned && i < flow->cut_count; i++)
         turned = vf_turn_to_overlay(flow, &flow->cuts[i]);
-    if (turned)
-        vf_guard_named(&flow->guard);
-    if (turned)
-        make_durable(flow);
-    return turned;
+    if (!turned)
+        return false;
+    vf_guard_named(&flow->guard);
+    make_durable(flow);
+    return true;
 }
 
 /* Where no name is turned, the journal has to tell that the restored disks are the current ones. */

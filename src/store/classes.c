@@ -6,6 +6,7 @@
  */
 #include "store/classes.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -236,6 +237,7 @@ read_all(struct json_object *array, const char *where, enum vmfrost_code code,
         else if (vf_class_named(classes, name))
             bad(&reader, "it is there twice");
         if (!vf_failed(error)) {
+            assert(name);
             VF_GROW(classes->list, classes->count);
             struct vf_class *class = &classes->list[classes->count++];
 

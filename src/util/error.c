@@ -7,6 +7,8 @@
 
 #include "util/text.h"
 
+#undef vf_fail
+
 bool
 vf_fail(struct vmfrost_error *error, enum vmfrost_code code, const char *format, ...)
 {

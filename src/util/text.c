@@ -27,7 +27,7 @@ printable(const unsigned char *at)
         unsigned code =
             (at[0] & 7U) << 18 | (at[1] & 0x3fU) << 12 | (at[2] & 0x3fU) << 6 | (at[3] & 0x3fU);
 
-        return code >= 0x10000 && code <= 0x10ffff && code < 0xe0000 ? 4 : 0;
+        return code >= 0x10000 && code < 0xe0000 ? 4 : 0;
     }
     return 0;
 }

@@ -119,7 +119,7 @@ vf_channel_line(char *line, size_t size, const void *bytes, size_t length)
     while (cut && kept > 0 && (from[kept] & 0xc0) == 0x80)
         kept--;
     for (size_t i = 0; i < kept; i++)
-        line[i] = from[i] <= ' ' ? ' ' : (char)from[i];
+        line[i] = (char)(from[i] <= ' ' ? ' ' : from[i]);
     line[kept] = '\0';
     vf_sanitize(line);
     if (cut)

@@ -20,8 +20,6 @@
 #define LOOK_US 2000
 #define KILLED_LOOKS 500
 
-extern char **environ;
-
 struct stream {
     struct vf_program *program;
     ev_io watcher;

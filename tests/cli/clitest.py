@@ -13,6 +13,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VMFROST = os.path.abspath(os.environ.get("VMFROST", os.path.join(ROOT, "build/release/vmfrost")))
+TIMEOUT = 20 if "valgrind" not in VMFROST else 200
 FOLDER = tempfile.mkdtemp(prefix="vmfrost-cli-")
 atexit.register(shutil.rmtree, FOLDER, True)
 
@@ -32,7 +33,7 @@ class Run:
         keep.update(env or {})
         self.words = words
         done = subprocess.run([VMFROST, *words], stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, env=keep, cwd=FOLDER, timeout=20)
+                              text=True, env=keep, cwd=FOLDER, timeout=TIMEOUT)
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
 
     def json(self):

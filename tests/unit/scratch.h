@@ -101,14 +101,14 @@ json(const char *text)
 static inline struct vf_vm
 vm_at(struct vf_store *store, const char *path)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
-    struct vf_vm vm;
+    struct vmfrost_error why = {.code = VMFROST_OK};
+    struct vf_vm found;
 
-    if (!vf_store_find(store, path, &vm, &error)) {
-        printf("Bail out! %s\n", error.text);
+    if (!vf_store_find(store, path, &found, &why)) {
+        printf("Bail out! %s\n", why.text);
         exit(EXIT_FAILURE);
     }
-    return vm;
+    return found;
 }
 
 static inline bool

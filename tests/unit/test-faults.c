@@ -1624,11 +1624,11 @@ check_order(const struct state *s, const struct vf_step *step)
         must(!(step->pays & (VF_OWE_CUT | VF_OWE_FILES)), "a cut in doubt is undone");
     if (engine->owed & VF_OWE_CUT)
         must(!(step->pays & VF_OWE_FILES), "files of a cut are removed");
-    if (engine->owed & VF_OWE_TURN)
+    if (engine->owed & VF_OWE_TURN) {
         must((step->pays & VF_OWE_TURN) || !(step->pays & (VF_OWE_FILES | VF_OWE_MIRROR)),
              "what names lead to is removed");
-    if (engine->owed & VF_OWE_TURN)
         must(!(step->pays & (VF_OWE_RESET | VF_OWE_HALT)), "a VM goes on while its disks change");
+    }
     if (engine->owed & VF_OWE_MIRROR)
         must((step->pays & VF_OWE_MIRROR) || !(step->pays & VF_OWE_FILES),
              "files are removed that a job works on");

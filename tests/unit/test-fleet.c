@@ -8,15 +8,18 @@
  * "freezes" and "thaws" at once. So everything on our side is real (names, journals, records,
  * guards, looks into /proc), and all that is measured is ours.
  *
- * VMFROST_FLEET=1000 sets how many there are; VMFROST_FLEET_DIR where their files and the state
- * folder are: on a disk, most of the time is that of fsync(2).
+ * ONLY=threads plays only the one of that name; VMFROST_FLEET=1000 sets how many there are;
+ * VMFROST_FLEET_DIR where their files and the state folder are: on a disk, most of the time is that
+ * of fsync(2).
  */
 #include <endian.h>
 #include <errno.h>
 #include <ev.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -417,7 +420,7 @@ static size_t fleet_count;
 static char *scratch;
 static struct ev_loop *loop;
 static struct vmfrost *context;
-static bool told; /* the first failure */
+static atomic_bool told; /* the first failure */
 
 static long long
 now_us(void)
@@ -504,9 +507,8 @@ on_done(void *data, const struct vmfrost_result *result)
     vm->code = (int)result->code;
     if (json_object_object_get_ex(vf_json_object(record, "evidence"), "frozenMs", &value))
         vm->frozen_us = (long long)(json_object_get_double(value) * 1000);
-    if (result->code != VMFROST_OK && !told)
+    if (result->code != VMFROST_OK && !atomic_exchange(&told, true))
         diag("%s: %s", vm->name, result->text);
-    told |= result->code != VMFROST_OK;
 }
 
 static int
@@ -644,14 +646,68 @@ stopped(const char *what)
     free(ops);
 }
 
-enum way { EACH, TOGETHER, STOPPED };
+/* A part of the fleet, in a thread with a loop and a context of its own. */
+struct worker {
+    pthread_t thread;
+    size_t first;
+    const char *state, *what;
+};
+
+#define THREADS 3
+
+static void *
+work(void *data)
+{
+    const struct worker *worker = data;
+    struct vmfrost_settings settings = VMFROST_SETTINGS_INIT;
+    struct vmfrost_snapshot_options options = VMFROST_SNAPSHOT_OPTIONS_INIT;
+    struct ev_loop *own = ev_loop_new(EVFLAG_AUTO);
+
+    options.name = worker->what;
+    options.deadline_ms = 20 * 60 * 1000;
+    options.frozen_limit_ms = 5 * 60 * 1000;
+    settings.state_dir = worker->state;
+    struct vmfrost *mine = vmfrost_new(own, &settings);
+
+    for (size_t i = worker->first; mine && i < fleet_count; i += THREADS)
+        vmfrost_snapshot(mine, fleet[i].name, &options, NULL, on_done, &fleet[i]);
+    if (mine)
+        vmfrost_wait(mine);
+    vmfrost_free(mine);
+    ev_loop_destroy(own);
+    return NULL;
+}
+
+/* The library makes no threads, but a program may use a context in each of its own. */
+static void
+in_threads(const char *what, const char *state)
+{
+    struct worker workers[THREADS];
+    size_t good = 0;
+
+    for (size_t i = 0; i < THREADS; i++) {
+        workers[i] = (struct worker){.first = i, .state = state, .what = what};
+        if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0)
+            exit(1);
+    }
+    for (size_t i = 0; i < THREADS; i++)
+        pthread_join(workers[i].thread, NULL);
+    for (size_t i = 0; i < fleet_count; i++)
+        good += fleet[i].code == VMFROST_OK;
+    ok(good == fleet_count, "%s: all of them have their snapshots", what);
+}
+
+enum way { EACH, TOGETHER, STOPPED, IN_THREADS };
 
 static void
 play(const char *what, enum way way)
 {
     VF_AUTO_FREE char *state = vf_printf("%s/state-%s", scratch, what);
     struct vmfrost_settings settings = VMFROST_SETTINGS_INIT;
+    const char *only = getenv("ONLY");
 
+    if (only && strcmp(only, what) != 0)
+        return;
     for (size_t i = 0; i < fleet_count; i++) {
         fleet[i] = (struct vm){.code = -1};
         snprintf(fleet[i].name, sizeof fleet[i].name, "%s-%04zu", what, i);
@@ -661,10 +717,18 @@ play(const char *what, enum way way)
     context = vmfrost_new(loop, &settings);
     if (context) {
         add_fleet(state);
-        if (way == STOPPED)
-            stopped(what);
-        else
+        switch (way) {
+        case EACH:
+        case TOGETHER:
             measure(what, way == TOGETHER);
+            break;
+        case STOPPED:
+            stopped(what);
+            break;
+        case IN_THREADS:
+            in_threads(what, state);
+            break;
+        }
     } else {
         ok(false, "a context: %s", vmfrost_new_error()->text);
     }
@@ -710,6 +774,7 @@ main(void)
     play("each", EACH);
     play("together", TOGETHER);
     play("stopped", STOPPED);
+    play("threads", IN_THREADS);
     ev_loop_destroy(loop);
     free(fleet);
     scratch_remove(scratch);

@@ -181,7 +181,7 @@ hear(const char *command)
 {
     char *wanted = vf_printf("\"%s\"", command);
     bool heard = peer_expect(&peer, wanted) && peer_expect(&peer, "\"id\":\"");
-    char *end_of_id;
+    char *end_of_id = NULL;
 
     free(wanted);
     if (!heard || !UNTIL((peer_hear(&peer), (end_of_id = strchr(peer.heard, '"')) != NULL)))
