@@ -29,6 +29,7 @@
 
 #define DISKS 2
 #define PATIENCE_MS 20000 /* for what comes for certain, on whatever machine */
+#define OPEN_MS 10000     /* how long the guard waits for a base to be opened */
 
 static char folder[] = "/tmp/test-guard-XXXXXX";
 static pid_t started[128];
@@ -253,6 +254,9 @@ serve_as_caller(int control, void *data)
             break;
         case 'a':
             vf_guard_turning(&guard);
+            break;
+        case 'e':
+            vf_guard_leading(&guard);
             break;
         case 'n':
             vf_guard_named(&guard);
@@ -921,16 +925,18 @@ lock_image(int fd)
     return true;
 }
 
+/* The same file, under the same number. */
 static bool
-reopen_for_reading(int fd)
+reopen(int fd, int flags)
 {
     char path[64];
 
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (open(path, O_RDONLY | O_CLOEXEC) < 0)
-        return false;
-    close(fd);
-    return true;
+    int opened = open(path, flags | O_CLOEXEC);
+    bool done = opened >= 0 && dup3(opened, fd, O_CLOEXEC) == fd;
+
+    close(opened);
+    return done;
 }
 
 /* More locks than the guard reads. */
@@ -945,7 +951,7 @@ lock_many(int fd)
 
 /* Has the bases and the overlays open for writing, as QEMU in the midst of a transaction, with its
  * locks if it is told so. What it does when told, with a disk's
- *   'c' base: opens it for reading only   's' overlay: the same
+ *   'c' base: opens it for reading only   's' overlay: the same   'o' base: opens it for writing
  *   'u' base: keeps it open, but gives up the lock of a writer   'U' overlay: the same
  *   'w' base: locks all of it   'm' base: locks many bytes of it */
 static void
@@ -968,10 +974,13 @@ serve_as_qemu(int control, void *with_locks)
 
         switch (order.what) {
         case 'c':
-            done = reopen_for_reading(base);
+            done = reopen(base, O_RDONLY);
             break;
         case 's':
-            done = reopen_for_reading(overlay);
+            done = reopen(overlay, O_RDONLY);
+            break;
+        case 'o':
+            done = reopen(base, O_RDWR);
             break;
         case 'u':
             done = lock_byte(base, F_UNLCK, 101);
@@ -1189,6 +1198,82 @@ test_names_at_once(void)
     close_lab(&lab);
 }
 
+/* A QEMU that only reads the bases is told to open them by their names, for writing: these lead to
+ * them for so long, and to the overlays as soon as it has. */
+static struct child
+open_leading_lab(struct lab *lab)
+{
+    struct child qemu = open_names_lab(lab, false);
+
+    tell(lab, 'e', 0);
+    for (int i = 0; i < DISKS; i++)
+        command(qemu, 'c', i);
+    return qemu;
+}
+
+static void
+test_leading_names(void)
+{
+    struct lab lab;
+    struct child qemu = open_leading_lab(&lab);
+
+    end_child(lab.caller);
+    command(qemu, 'o', 0);
+    ok(!ended(lab.guard, 50) && is_untouched(0) && is_untouched(1),
+       "names that lead to the bases do so until QEMU has opened all of these");
+    command(qemu, 'o', 1);
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
+       "... and are turned when it has");
+    has_str(journal_of(&lab), "{\"state\":\"guard-flipped\",\"flippedNames\":2,", "... and told");
+    end_child(qemu);
+    close_lab(&lab);
+
+    qemu = open_leading_lab(&lab);
+    if (rename(disks[0].next, disks[0].top) < 0)
+        abort();
+    end_child(lab.caller);
+    ok(!ended(lab.guard, 50) && is_untouched(1), "a name that is turned already: the other waits");
+    command(qemu, 'o', 1);
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1), "... for its own base");
+    end_child(qemu);
+    close_lab(&lab);
+
+    qemu = open_leading_lab(&lab);
+    end_child(qemu);
+    end_child(lab.caller);
+    ok(ended(lab.guard, PATIENCE_MS) && is_flipped(0) && is_flipped(1),
+       "a QEMU that is gone opens nothing: they are turned at once");
+    close_lab(&lab);
+
+    qemu = open_leading_lab(&lab);
+    end_child(lab.caller);
+    ok(ended(lab.guard, PATIENCE_MS + OPEN_MS) && is_untouched(0) && is_untouched(1),
+       "a QEMU that does not open them: they are left to recovery");
+    is_str(journal_of(&lab), "", "... and nothing is told");
+    end_child(qemu);
+    close_lab(&lab);
+}
+
+/* Stopped behind its cut: it may stand so for long, and the guest is thawed before it goes on. */
+static void
+test_names_of_stopped_caller(void)
+{
+    struct lab lab;
+    struct child qemu = open_names_lab(&lab, true);
+    unsigned long long id = 0;
+
+    command(qemu, 'c', 0);
+    command(qemu, 'c', 1);
+    tell(&lab, 'f', 150);
+    kill(lab.caller.pid, SIGSTOP);
+    ok(take_attempt(&lab, PATIENCE_MS, &id) && is_flipped(0) && is_flipped(1),
+       "a caller that is stopped behind the cut: the names are flipped before the thaw is sent");
+    say_thawed(&lab, id, 2);
+    end_child(lab.caller);
+    thaw_and_end(&lab, "... and killed then");
+    end_child(qemu);
+}
+
 /* Bases that stay open for writing: only QEMU's locks tell of their cut. */
 static void
 test_locks(void)
@@ -1300,6 +1385,8 @@ main(void)
     test_foreign_names();
     test_names_by_caller();
     test_names_at_once();
+    test_leading_names();
+    test_names_of_stopped_caller();
     test_locks();
     test_silent_agent(&silent, since);
 
