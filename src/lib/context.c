@@ -42,6 +42,24 @@ handle(struct vf_flow *flow)
     return (struct vmfrost_op *)flow;
 }
 
+/* The caller may have been built with another version's header, in which a struct has fewer
+ * members, or more, at its end; its first one is its size there. What it does not have stays as it
+ * is in `taken`, which has `size` bytes. */
+static void
+take_known(void *taken, size_t size, const void *given)
+{
+    size_t known = 0;
+
+    if (!given)
+        return;
+    memcpy(&known, given, sizeof known);
+    memcpy(taken, given, known < size ? known : size);
+}
+
+/* `given` may be NULL; both are of one type. */
+#define TAKE_KNOWN(taken, given)                                                                   \
+    ((void)sizeof((taken) == (given)), take_known((taken), sizeof *(taken), (given)))
+
 static _Thread_local struct vmfrost_error new_error;
 
 const struct vmfrost_error *
@@ -61,8 +79,7 @@ vmfrost_new(struct ev_loop *loop, const struct vmfrost_settings *settings)
 {
     struct vmfrost_settings given = VMFROST_SETTINGS_INIT;
 
-    if (settings)
-        memcpy(&given, settings, settings->size < sizeof given ? settings->size : sizeof given);
+    TAKE_KNOWN(&given, settings);
     new_error = (struct vmfrost_error){.code = VMFROST_OK};
     struct vf_store *store = vf_store_open(given.state_dir, &new_error);
 
@@ -168,8 +185,7 @@ take_options(struct vf_flow *flow, const struct vmfrost_snapshot_options *option
     struct vmfrost_snapshot_options *taken = &flow->options;
 
     *taken = (struct vmfrost_snapshot_options)VMFROST_SNAPSHOT_OPTIONS_INIT;
-    if (options)
-        memcpy(taken, options, options->size < sizeof *taken ? options->size : sizeof *taken);
+    TAKE_KNOWN(taken, options);
     check_duration(flow, "a deadline", taken->deadline_ms);
     check_duration(flow, "a frozen limit", taken->frozen_limit_ms);
     check_duration(flow, "a wait for the thaw", taken->thaw_wait_ms);
@@ -317,8 +333,7 @@ take_restore_options(struct vf_flow *flow, const struct vmfrost_restore_options 
     struct vmfrost_restore_options taken = VMFROST_RESTORE_OPTIONS_INIT;
     int64_t deadline_ms;
 
-    if (options)
-        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    TAKE_KNOWN(&taken, options);
     check_duration(flow, "a deadline", taken.deadline_ms);
     deadline_ms = taken.deadline_ms      ? taken.deadline_ms
                   : flow->vm.deadline_ms ? flow->vm.deadline_ms
@@ -428,8 +443,7 @@ vmfrost_export(struct vmfrost *context, const char *vm, const char *snapshot, co
     struct vf_flow *flow = make(context, &vf_export_table, vm, event, done, data);
     struct vmfrost_export_options taken = VMFROST_EXPORT_OPTIONS_INIT;
 
-    if (options)
-        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    TAKE_KNOWN(&taken, options);
     take_name(flow, snapshot);
     flow->using = vf_using_new(dest, taken.disk);
     flow->using->sums = true;
@@ -455,8 +469,7 @@ vmfrost_clone(struct vmfrost *context, const char *vm, const char *snapshot, con
     struct vf_flow *flow = make(context, &vf_clone_table, vm, event, done, data);
     struct vmfrost_clone_options taken = VMFROST_CLONE_OPTIONS_INIT;
 
-    if (options)
-        memcpy(&taken, options, options->size < sizeof taken ? options->size : sizeof taken);
+    TAKE_KNOWN(&taken, options);
     flow->changes = true;
     take_name(flow, snapshot);
     flow->using = vf_using_new(dest, taken.disk);
@@ -645,8 +658,7 @@ vmfrost_prune_plan(struct vmfrost *context, const char *vm,
     struct vmfrost_error error = {.code = VMFROST_OK};
     struct vmfrost_prune_options given = VMFROST_PRUNE_OPTIONS_INIT;
 
-    if (options)
-        memcpy(&given, options, options->size < sizeof given ? options->size : sizeof given);
+    TAKE_KNOWN(&given, options);
     struct json_object *plan = vf_prune_plan(context->store, vm, &given, &error);
 
     if (plan)

@@ -47,7 +47,8 @@ struct vf_disk {
     char *file;      /* file name of `node` as QEMU knows it; may be relative to QEMU's folder.
                         For qcow2 the one of the file below it: its own is a "json:" text as soon as
                         an overlay's header differs from the running graph */
-    char *protocol;  /* driver of what is below all formats and filters: "file", "nbd", ... */
+    char *protocol;  /* driver of what is below all formats and filters: "file", "nbd", ...; NULL if
+                        nothing is inserted, or the node is not to be found */
     char *file_node; /* node of its "file" child; NULL if it has none (a protocol node) */
     bool file_named; /* that child has a name of the launcher's; QEMU's own begin with '#'. Only
                         then can it be a node of its own (-blockdev) that QEMU does not reopen by

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -97,6 +98,13 @@ def left_over(vm, when, wrong):
     return ready
 
 
+def write_on(vm):
+    """The guest goes on from where it was; what the disks hold by then."""
+    for disk in DISKS:
+        vm.write(disk, 2, 1)
+    return {disk: [1, 2] for disk in DISKS}
+
+
 def finished(vm, wrong, want):
     """Whatever is left of it is deleted, and then there is nothing."""
     for name in records(vm):
@@ -113,6 +121,22 @@ def finished(vm, wrong, want):
     content(vm, "the end", wrong, want)
 
 
+@contextmanager
+def trial(t, form, what):
+    """A stopped VM, what goes wrong with it, and what its disks hold; then the verdict."""
+    wrong = []
+    vm = stopped(form)
+    try:
+        yield vm, wrong, {disk: [1, 0] for disk in DISKS}
+        if wrong:
+            wrong.append(f"names: {vm.names()}")
+    except LabError as error:
+        wrong.append(f"{error}")
+    finally:
+        vm.__exit__()
+    t.is_(wrong, [], what)
+
+
 SOME = {(drive, "started"): ("overlays.named", "flip", "flip.first", "verify", "record.saved"),
         (drive, "was started"): ("flip.first", "verify"),
         (blockdev, "started"): ("flip.first", "record.saved")}
@@ -125,20 +149,16 @@ def killed(t):
             points = STEPS if (form, variant) == (drive, "off") or FULL else SOME.get(
                 (form, variant), ())
             for point in points:
-                wrong = []
-                vm = stopped(form)
-                try:
+                with trial(t, form, f"{form.__name__}, killed at {point}, the VM {variant}") as (
+                        vm, wrong, want):
                     command = vm.start_vmfrost("snapshot", "@one",
                                                env={"VMFROST_TEST_AT": f"kill:{point}"})
                     if finish(command).code != -signal.SIGKILL:
                         wrong.append("it was not killed")
-                    want = {disk: [1, 0] for disk in DISKS}
                     if variant != "off":
                         start(vm)
                         content(vm, "started", wrong, want)
-                        for disk in DISKS:
-                            vm.write(disk, 2, 1)
-                        want = {disk: [1, 2] for disk in DISKS}
+                        want = write_on(vm)
                     if variant == "was started":
                         vm.kill()
                     recover(vm, wrong, "first")
@@ -154,13 +174,6 @@ def killed(t):
                         vm.start()
                         content(vm, "started again", wrong, want)
                     finished(vm, wrong, want)
-                    if wrong:
-                        wrong.append(f"names: {vm.names()}")
-                except LabError as error:
-                    wrong.append(f"{error}")
-                finally:
-                    vm.__exit__()
-                t.is_(wrong, [], f"{form.__name__}, killed at {point}, the VM {variant}")
 
 
 def slow_to_die(t):
@@ -210,9 +223,8 @@ def without_daemon(t):
     that somebody writes to are not touched."""
     for point in ("overlays", "cut", "flip", "flip.first", "verify"):
         for started in (False, True):
-            wrong = []
-            vm = stopped(drive)
-            try:
+            what = f"the daemon dies at {point}" + (", and the VM is started" if started else "")
+            with trial(t, drive, what) as (vm, wrong, want):
                 command = vm.stop_at(point, "snapshot", "@one")
                 daemon = daemon_of(command)
                 if not daemon:
@@ -220,12 +232,9 @@ def without_daemon(t):
                 else:
                     os.kill(daemon, signal.SIGKILL)
                     wait_until(lambda: process_state(daemon) in ("", "Z"), what="its end")
-                want = {disk: [1, 0] for disk in DISKS}
                 if started:
                     vm.start()
-                    for disk in DISKS:
-                        vm.write(disk, 2, 1)
-                    want = {disk: [1, 2] for disk in DISKS}
+                    want = write_on(vm)
                 command.signal(signal.SIGCONT)
                 out = finish(command)
                 if out.code == 0:
@@ -238,26 +247,17 @@ def without_daemon(t):
                     content(vm, "restarted", wrong, want)
                     recover(vm, wrong, "restarted")
                 finished(vm, wrong, want)
-                if wrong:
-                    wrong.append(f"names: {vm.names()}")
-            except LabError as error:
-                wrong.append(f"{error}")
-            finally:
-                vm.__exit__()
-            t.is_(wrong, [], f"the daemon dies at {point}"
-                  + (", and the VM is started" if started else ""))
 
 
 def too_late(t):
     """The deadline passes when the names are turned and the locks are let go; the VM may be started by
     then, and then nothing is turned back under it."""
     for started in (False, True):
-        wrong = []
-        vm = stopped(drive)
-        try:
+        what = "the deadline passes after its verification" + (
+            ", and the VM is started" if started else "")
+        with trial(t, drive, what) as (vm, wrong, want):
             command = vm.stop_at("verify+", "snapshot", "@one", "--deadline", "4s")
             begun = time.monotonic()
-            want = {disk: [1, 0] for disk in DISKS}
             if started:
                 vm.start()
             time.sleep(max(0, begun + 4.1 - time.monotonic()))
@@ -266,20 +266,12 @@ def too_late(t):
             if out.code != (5 if started else 4):
                 wrong.append(f"exit {out.code}: {out.error}")
             if started:  # only now
-                for disk in DISKS:
-                    vm.write(disk, 2, 1)
-                want = {disk: [1, 2] for disk in DISKS}
+                want = write_on(vm)
             content(vm, "too late", wrong, want)
             recover(vm, wrong, "first")
             content(vm, "recovered", wrong, want)
             left_over(vm, "recovered", wrong)
             finished(vm, wrong, want)
-        except LabError as error:
-            wrong.append(f"{error}")
-        finally:
-            vm.__exit__()
-        t.is_(wrong, [], "the deadline passes after its verification"
-              + (", and the VM is started" if started else ""))
 
 
 def main():
