@@ -4,6 +4,7 @@
 one that dies. Told in time, in few words and with little memory; nothing is changed.
 """
 
+import json
 import os
 import re
 import signal
@@ -203,6 +204,65 @@ def strangers(t):
             peer.close()
 
 
+def old_qemu(greeting, commands, asked):
+    """A QEMU that knows these commands, and no others; it does nothing."""
+    def talk(connection):
+        connection.sendall(greeting)
+        text = ""
+        while (more := connection.recv(65536)):
+            text += more.decode()
+            while text.strip():
+                try:
+                    request, end = json.JSONDecoder().raw_decode(text.lstrip())
+                except ValueError:
+                    break
+                text = text.lstrip()[end:]
+                command = request["execute"]
+                asked.append(command)
+                reply = {"id": request["id"]}
+                if command == "query-commands":
+                    reply["return"] = [{"name": name} for name in commands]
+                elif command in ("qmp_capabilities", *commands):
+                    reply["return"] = {}
+                else:
+                    reply["error"] = {"class": "CommandNotFound",
+                                      "desc": f"The command {command} has not been found"}
+                connection.sendall(json.dumps(reply).encode() + b"\r\n")
+    return talk
+
+
+def too_old(t):
+    """A QEMU that could not do what an operation needs is refused before anything is begun."""
+    with Qemu(drive("web")) as vm:
+        commands = [command["name"] for command in vm.qmp("query-commands")]
+    new = b'"micro": 22, "minor": 2, "major": 7'
+    cases = (
+        ("2.8, without jobs", b'"micro": 1, "minor": 8, "major": 2', "2.8.1",
+         [name for name in commands if not name.startswith(("job-", "query-jobs")) and
+          name not in ("blockdev-create", "x-debug-query-block-graph")],
+         ["query-jobs", "job-finalize", "blockdev-create", "x-debug-query-block-graph"]),
+        ("one without transactions", new, "7.2.22",
+         [name for name in commands if name != "transaction"], ["transaction"]),
+        ("one that cannot cut", new, "7.2.22",
+         [name for name in commands if name != "blockdev-snapshot-sync"],
+         ["blockdev-snapshot-sync"]),
+        ("one that knows nothing", new, "7.2.22", ["query-commands"], ["blockdev-add", "cont"]),
+    )
+    for number, (name, version, told, known, missing) in enumerate(cases):
+        asked = []
+        peer = Peer(f"old-{number}", old_qemu(GREETING.replace(new, version), known, asked))
+        for verb in ("check", "snapshot", "status"):
+            out, _ = command_on(peer.path, verb)
+            text = json.dumps(out.document) if verb == "status" else out.error
+            t.ok(out.code == (0 if verb == "status" else 1) and f"QEMU {told} " in text and
+                 all(word in text for word in missing) and
+                 (verb == "status" or "QEMU 5.2 or later" in out.next),
+                 f"{name}: {verb}: exit {out.code}: {out.error[-110:]} {out.next}")
+        t.is_({command for command in asked if not command.startswith("query-")} -
+              {"qmp_capabilities"}, set(), "... it was asked to do nothing")
+        peer.close()
+
+
 def flood(first, part, size):
     """Say `first`, then `part` again and again up to `size` bytes."""
     def talk(connection):
@@ -380,7 +440,7 @@ def main():
     HERE.mkdir(exist_ok=True)
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (not_there, strangers, floods, held, pretty, hangs, dies):
+        for part in (not_there, strangers, too_old, floods, held, pretty, hangs, dies):
             if only in part.__name__:
                 part(t)
 
