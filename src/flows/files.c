@@ -104,10 +104,15 @@ may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overl
             flow, VMFROST_FAILED,
             "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",
             cut->name, cut->names.overlay);
-    if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base))
-        return vf_note(flow, VMFROST_FAILED,
-                       "disk %s: %s does not lead to its image: nothing is removed", cut->name,
-                       cut->names.top);
+    if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: %s does not lead to its image: nothing is removed",
+                cut->name, cut->names.top);
+        vf_advise(flow,
+                  "has somebody else changed the VM's disks? Look at its images by hand, then "
+                  "remove %s/journal",
+                  flow->vm.folder);
+        return false;
+    }
     return true;
 }
 

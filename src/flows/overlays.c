@@ -512,10 +512,44 @@ rehearse(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
 }
 
+static void
+on_migration(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vf_plan_input input = {.migrate = reply->value};
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (!vf_expect(flow, reply, "query-migrate"))
+        return;
+    if (!vf_plan_check_state(&input, &flow->plan, &error)) {
+        vf_note_error(flow, &error);
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    vf_look_again(flow, rehearse);
+}
+
+static void
+on_run_state(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    const char *state = vf_json_string(reply->value, "status");
+
+    if (!vf_expect(flow, reply, "query-status"))
+        return;
+    if (state) {
+        free(flow->plan.run_state);
+        flow->plan.run_state = vf_strdup(state);
+    }
+    vf_ask(flow, "query-migrate", NULL, on_migration);
+}
+
 /* All of the cut but its effect: drains, flushes, opens, checks permissions and locks. That a disk
- * has left its device is none of QEMU's concern, so that is looked for before. */
+ * has left its device is none of QEMU's concern, so that is looked for before; nor is that another
+ * QEMU has the VM by now, which takes a cut, but lets nobody undo it. */
 void
 vf_step_rehearse(struct vf_flow *flow)
 {
-    vf_look_again(flow, rehearse);
+    if (flow->engine.conditions & VF_IF_STOPPED)
+        vf_look_again(flow, rehearse);
+    else
+        vf_ask(flow, "query-status", NULL, on_run_state);
 }

@@ -13,6 +13,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "vm/disk.h"
+#include "vm/graph.h"
 
 static const struct vf_disk *
 disk_of(const struct vf_flow *flow, const struct vf_cut *cut)
@@ -40,6 +41,14 @@ vf_plug_deleted(struct vf_flow *flow, const char *path)
 static bool
 was_unplugged(struct vf_flow *flow, const struct vf_cut *cut)
 {
+    if (!cut->absent && vf_graph_in_use(flow->facts.graph, cut->filter ? cut->filter : cut->node)) {
+        vf_note(flow, VMFROST_FAILED,
+                "disk %s: somebody else has put an overlay or a job on it since the disks were "
+                "chosen",
+                cut->name);
+        vf_advise(flow, "try again when nobody else works on the VM's disks");
+        return false;
+    }
     vf_note(flow, VMFROST_FAILED, "disk %s was unplugged since the disks were chosen", cut->name);
     vf_advise(flow, "try again: the snapshot will be of the disks that are there");
     return false;

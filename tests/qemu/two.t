@@ -7,11 +7,13 @@ VM goes on, and whoever failed says why."""
 import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (ROOT, LabError, Qemu, QmpError, Tap, blockdev, drive, finish, go_on, lab,
-                  make_image, process_state, run, wait_until)
+from bare import (Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image, process_state, run,
+                  wait_until)
 
 FORMS = (drive, blockdev)
 
@@ -147,10 +149,112 @@ def merge_has_no_room(t):
             run("umount", small)
 
 
+# --- somebody works on the disks between our plan and our cut ------------------------------
+
+def their_cut(vm):
+    vm.qmp("blockdev-snapshot-sync", node_name=vm.chain("web")[0], format="qcow2",
+           snapshot_file=str(vm.disks / "theirs.img"), snapshot_node_name="theirs")
+
+
+def their_copy(verb):
+    def begin(vm):
+        vm.qmp(verb, job_id="theirs", device=vm.chain("web")[0], target=str(vm.disks / "theirs.img"),
+               sync="full", format="qcow2", speed=1)
+    begin.__name__ = verb
+    return begin
+
+
+def migrates(vm):
+    """To somebody who takes all that comes."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(vm.run / "migration"))
+    listener.listen()
+
+    def take():
+        with listener, listener.accept()[0] as stream:
+            while stream.recv(65536):
+                pass
+
+    threading.Thread(target=take, daemon=True).start()
+    vm.qmp("migrate", uri=f"unix:{vm.run / 'migration'}")
+    wait_until(lambda: vm.status() == "postmigrate", what="the end of the migration")
+
+
+def before_the_cut(t):
+    """Refused with the reason, and nothing of ours is left."""
+    busy = "in use by block job"
+    for act, step, words in ((their_cut, "rehearse", ["web", "somebody else has put an overlay"]),
+                             (their_cut, "cut", ["web", "used as backing hd"]),
+                             (their_copy("drive-mirror"), "rehearse", ["web", busy]),
+                             (their_copy("drive-mirror"), "cut", ["web", busy]),
+                             (their_copy("drive-backup"), "rehearse", ["web", "somebody else"]),
+                             (migrates, "rehearse", ["postmigrate"])):
+        with Vm(drive("web")) as vm:
+            vm.write("web", 1)
+            command = vm.stop_at(step, "snapshot", "@one")
+            act(vm)
+            graph = vm.graph()
+            if act is not migrates:
+                vm.write("web", 3, 1)
+            out = go_on(command)
+            wrong = [word for word in words if word not in out.error]
+            if vm.graph()[1] != graph[1] or vm.sees("web", 2) != ([1, 0] if act is migrates else [1, 3]):
+                wrong.append(f"the guest's disk: {vm.sees('web', 2)}")
+            if [name for name in vm.names() if name not in ("web.qcow2", "theirs.img")] or vm.journal():
+                wrong.append(f"left behind: {vm.names()} {vm.journal()}")
+            record = vm.vmfrost("show", "@one").document
+            if (record["phase"], record["readyToUse"]) != ("Failed", False):
+                wrong.append(f"the record: {record['phase']}")
+            t.ok(out.code == 1 and not wrong,
+                 f"{act.__name__} before {step}: exit {out.code}: {out.error[-110:]} {wrong}")
+
+
+# --- two vmfrosts that do not know of each other --------------------------------------------
+
+def at_the_same_time(t):
+    """Another state folder, so that no lock tells. Whoever fails says so, and no data is lost."""
+    for first, step, second in (("snapshot", "rehearse", "snapshot"), ("snapshot", "cut", "snapshot"),
+                                ("snapshot", "flip", "snapshot"), ("snapshot", "verify", "snapshot"),
+                                ("snapshot", "cut", "delete"), ("snapshot", "flip", "delete"),
+                                ("delete", "merge", "snapshot"),
+                                ("delete", "merge.started", "snapshot"),
+                                ("restore", "guard", "snapshot")):
+        with Vm(drive("web")) as vm:
+            vm.write("web", 1)
+            if first != "snapshot":
+                vm.take("one")
+                vm.write("web", 2, 1)
+            if second == "delete":
+                other(vm, "snapshot", "@theirs")
+            seen = vm.sees("web", 2)
+            command = vm.stop_at(step, first, "@one", *(["--reset"] if first == "restore" else []))
+            second_out = other(vm, second, "@theirs")
+            vm.write("web", 3, 2)
+            out = go_on(command)
+            went_back = first == "restore" and out.code == 0
+            wrong = whole(vm, [1, 0, 0] if went_back else [*seen, 3])
+            if second_out.code == 0 and out.code == 0:
+                wrong.append("both say that it went well")
+            if out.code and not out.error or second_out.code and not second_out.error:
+                wrong.append("no reason is given")
+            if out.code == 5:
+                again = vm.vmfrost("recover")
+                if again.code and not again.next:
+                    wrong.append(f"recover says nothing more: {again.error}")
+                wrong += whole(vm, [*seen, 3])
+            vm.kill()
+            top = vm.read("web.qcow2", 3)
+            if top != ([1, 0, 0] if went_back else [*seen, 3]):
+                wrong.append(f"its launcher would start {top}")
+            t.is_(wrong, [], f"{first}, at {step} somebody else's {second}: exits {out.code} and "
+                  f"{second_out.code}: {out.error[-90:]}{second_out.error[-90:]}")
+
+
 def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
-        for part in (merge_is_cancelled, running_merge_is_cancelled, merge_has_no_room):
+        for part in (merge_is_cancelled, running_merge_is_cancelled, merge_has_no_room,
+                     before_the_cut, at_the_same_time):
             if only in part.__name__:
                 part(t)
 
