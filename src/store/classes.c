@@ -186,7 +186,7 @@ read_class(const struct reader *reader, struct json_object *object, struct vf_cl
             good = read_size(reader, key, value, &class->min_free);
         else if (strcmp(key, "overlayFolder") == 0)
             good = read_text(reader, key, value, &class->overlay_folder) &&
-                   (class->overlay_folder[0] == '/' ||
+                   (vf_starts_with(class->overlay_folder, "/") ||
                     bad(reader, "\"overlayFolder\" has to be an absolute path"));
         else
             good = bad(reader, "there is no member \"%s\"", key) ||
