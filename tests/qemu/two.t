@@ -216,7 +216,6 @@ def at_the_same_time(t):
     for first, step, second in (("snapshot", "rehearse", "snapshot"), ("snapshot", "cut", "snapshot"),
                                 ("snapshot", "flip", "snapshot"), ("snapshot", "verify", "snapshot"),
                                 ("snapshot", "cut", "delete"), ("snapshot", "flip", "delete"),
-                                ("delete", "merge", "snapshot"),
                                 ("delete", "merge.started", "snapshot"),
                                 ("restore", "guard", "snapshot")):
         with Vm(drive("web")) as vm:
