@@ -170,13 +170,14 @@ vf_disks_note(struct vf_flow *flow)
 
 /* How the image could be named at the next cut, as far as that can be seen. */
 static enum vf_naming
-naming_of(const struct vf_flow *flow, const char *file, const char *format)
+naming_of(struct vf_flow *flow, const char *file, const char *format)
 {
     struct vmfrost_error ignored = {.code = VMFROST_OK};
     struct vf_place place;
     enum vf_naming naming = VF_NAMING_NEW_FILE;
 
-    if (vf_place_find(flow->qemu.pid, file, format, flow->vm.overlay_folder, &place, &ignored))
+    if (vf_place_find(vf_view_of_qemu(flow), file, format, flow->vm.overlay_folder, &place,
+                      &ignored))
         naming = place.naming;
     vf_place_release(&place);
     return naming;

@@ -164,6 +164,7 @@ vf_end(struct vf_flow *flow, enum vf_outcome outcome)
     vf_job_forget(flow);
     vf_forget_questions(flow);
     flow->event = NULL;
+    vf_view_release(&flow->view);
     vf_engine_complete(&flow->engine, outcome);
 }
 
@@ -275,6 +276,7 @@ dispose(struct vf_flow *flow)
     vf_qga_free(flow->qga);
     vf_journal_close(&flow->journal);
     vf_facts_release(flow);
+    vf_view_release(&flow->view);
     vf_plan_release(&flow->plan);
     vf_classes_release(&flow->classes);
     for (size_t i = 0; i < flow->cut_count; i++)

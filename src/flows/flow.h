@@ -185,6 +185,8 @@ struct vf_flow {
     struct vf_process qemu; /* with VF_IF_STOPPED the storage daemon */
     bool peer_known;        /* whose QEMU is, by its socket: peer.c */
     uid_t peer_uid;
+    struct vf_view view;             /* what it sees: vf_view_of_qemu() */
+    unsigned view_turn;              /* the turn of the loop in which that was read */
     struct vf_daemon daemon;         /* of a VM that is not running */
     struct json_object *known_disks; /* ... and its disks, as vf_disks_known() has them */
     bool may_be_stopped;             /* the running step may go offline */
@@ -233,6 +235,7 @@ struct vf_flow {
     double share_from, share_to; /* the part of the step that the job does, in percents */
     vf_flow_fn *on_job, *on_jobs_done, *on_unlimited;
     void (*on_looked)(struct vf_flow *flow);
+    void (*on_files_synced)(struct vf_flow *flow, bool synced);
     void (*on_qemu)(struct vf_flow *flow);
     struct json_object *ports;        /* paths of virtio-serial ports */
     struct json_object *records_seen; /* verify: as they were when the images were looked at */

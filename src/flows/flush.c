@@ -141,31 +141,40 @@ on_synced(void *data, const struct vf_program_end *end)
 {
     struct vf_flow *flow = data;
 
-    (void)end; /* what it could not flush, QEMU will */
+    (void)end; /* what it could not write, QEMU will, or say why not */
     vf_program_stop(flow->program);
     flow->program = NULL;
-    flow->evidence.host_flushed = vf_now_us();
-    vf_end(flow, VF_OK);
+    flow->on_files_synced(flow, true);
+}
+
+void
+vf_sync_files(struct vf_flow *flow, const char *const *paths, size_t count,
+              void (*fn)(struct vf_flow *flow, bool synced))
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    flow->on_files_synced = fn;
+    if (count > 0)
+        flow->program = vf_program_sync(flow->loop, paths, count, on_synced, flow, &error);
+    if (flow->program)
+        return;
+    if (count > 0)
+        vf_log(&flow->log, VMFROST_LOG_INFO, "the host's cache is not flushed: %s", error.text);
+    fn(flow, false);
 }
 
 static void
-sync_files(struct vf_flow *flow, const char *const *arguments)
+on_host_flushed(struct vf_flow *flow, bool synced)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
-    bool missing;
-
-    flow->program = vf_program_start(flow->loop, arguments, on_synced, flow, &missing, &error);
-    if (flow->program)
-        return;
-    vf_log(&flow->log, VMFROST_LOG_INFO, "the host's cache is not flushed: %s", error.text);
+    if (synced)
+        flow->evidence.host_flushed = vf_now_us();
     vf_end(flow, VF_OK);
 }
 
-/* A program of its own: fdatasync has no other way not to be waited for. */
 void
 vf_step_flush_host(struct vf_flow *flow)
 {
-    const char **arguments = vf_alloc((flow->cut_count + 4) * sizeof *arguments);
+    VF_AUTO_FREE const char **paths = vf_alloc((flow->cut_count + 1) * sizeof *paths);
     size_t count = 0;
 
     if (vf_failed(&flow->error)) /* of the guest's part: the freeze will tell whether it matters */
@@ -173,19 +182,12 @@ vf_step_flush_host(struct vf_flow *flow)
     if (flow->evidence.flush_sent && !flow->evidence.flushed)
         vf_warn(flow, "the guest has not flushed its caches in time: its freeze may take longer");
 
-    arguments[count++] = "sync";
-    arguments[count++] = "--data";
-    arguments[count++] = "--";
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
 
         if (cut->names.top || cut->base.number)
-            arguments[count++] = cut->names.top ? cut->names.top : cut->names.sealed;
+            paths[count++] = cut->names.top ? cut->names.top : cut->names.sealed;
     }
     flow->evidence.host_flush = vf_now_us();
-    if (count > 3)
-        sync_files(flow, arguments);
-    else
-        vf_end(flow, VF_OK);
-    free(arguments);
+    vf_sync_files(flow, paths, count, on_host_flushed);
 }

@@ -519,8 +519,9 @@ flush(struct vf_flow *flow)
 }
 
 static void
-make_durable(struct vf_flow *flow)
+make_durable(struct vf_flow *flow, bool synced)
 {
+    (void)synced;
     if (is_online(flow))
         flush(flow);
     else if (current(flow)->way == VF_GRAFT_UP && !flow->graft_durable)
@@ -529,33 +530,14 @@ make_durable(struct vf_flow *flow)
         finalize(flow);
 }
 
-static void
-on_synced(void *data, const struct vf_program_end *end)
-{
-    struct vf_flow *flow = data;
-
-    (void)end; /* what it could not write, QEMU will, or say why not */
-    vf_program_stop(flow->program);
-    flow->program = NULL;
-    make_durable(flow);
-}
-
-/* The host's part first, so that QEMU, whose main loop waits for its own flush, has little left. A
- * program of its own, because this may take minutes. */
+/* The host's part first, so that QEMU, whose main loop waits for its own flush, has little left. */
 static void
 sync_host(struct vf_flow *flow)
 {
     const struct vf_graft *graft = current(flow);
-    const char *const arguments[] = {"sync", "--data", "--",
-                                     graft->way == VF_GRAFT_UP ? graft->upper : graft->lower, NULL};
-    struct vmfrost_error error = {.code = VMFROST_OK};
-    bool missing;
+    const char *const path = graft->way == VF_GRAFT_UP ? graft->upper : graft->lower;
 
-    flow->program = vf_program_start(flow->loop, arguments, on_synced, flow, &missing, &error);
-    if (flow->program)
-        return;
-    vf_log(&flow->log, VMFROST_LOG_INFO, "the host's cache is not flushed: %s", error.text);
-    make_durable(flow);
+    vf_sync_files(flow, &path, 1, make_durable);
 }
 
 static void on_pending(struct vf_flow *flow, const struct vf_reply *reply);

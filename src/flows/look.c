@@ -73,6 +73,19 @@ vf_node_file(const struct vf_flow *flow, const char *node)
     return NULL;
 }
 
+const struct vf_view *
+vf_view_of_qemu(struct vf_flow *flow)
+{
+    unsigned turn = ev_iteration(flow->loop);
+
+    if (flow->view.pid != flow->qemu.pid || flow->view_turn != turn || !flow->view.pid) {
+        vf_view_release(&flow->view);
+        vf_view_read(&flow->view, flow->qemu.pid);
+        flow->view_turn = turn;
+    }
+    return &flow->view;
+}
+
 static void ask_from(struct vf_flow *flow, size_t first);
 
 /* A storage daemon has no devices: what stands for them does not change. */

@@ -66,8 +66,8 @@ vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place 
     }
     const char *file = known ? known : disk->file;
     struct vmfrost_error why = {.code = VMFROST_OK};
-    bool placed =
-        vf_place_find(flow->qemu.pid, file, disk->format, flow->vm.overlay_folder, place, &why);
+    bool placed = vf_place_find(vf_view_of_qemu(flow), file, disk->format, flow->vm.overlay_folder,
+                                place, &why);
     const struct vf_class *class = vf_disk_class(flow, disk, place);
 
     /* A class tells by where a disk lies, which is known only now. It says more of this disk than
@@ -76,8 +76,8 @@ vf_disk_place(struct vf_flow *flow, const struct vf_disk *disk, struct vf_place 
         (!placed || place->naming == VF_NAMING_NEW_FILE)) {
         vf_place_release(place);
         why = (struct vmfrost_error){.code = VMFROST_OK};
-        placed =
-            vf_place_find(flow->qemu.pid, file, disk->format, class->overlay_folder, place, &why);
+        placed = vf_place_find(vf_view_of_qemu(flow), file, disk->format, class->overlay_folder,
+                               place, &why);
     }
     if (!placed) {
         vf_fail(error, why.code, "%s", why.text);

@@ -51,6 +51,9 @@ void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 /* The same for the graph alone. */
 void vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
+/* What QEMU has open, read once for all that is done in one turn of the loop; until vf_end(). */
+const struct vf_view *vf_view_of_qemu(struct vf_flow *flow);
+
 /* plan.c: which disks, and under which names. */
 void vf_step_plan(struct vf_flow *flow);
 /* Makes flow->plan from flow->facts; false with the refusal. */
@@ -123,6 +126,11 @@ bool vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const cha
 bool vf_flush_wanted(const struct vf_flow *flow);
 void vf_step_flush(struct vf_flow *flow);
 void vf_step_flush_host(struct vf_flow *flow);
+/* What the host's cache holds of these files is written out; then `fn` is called, which may be at
+ * once, and `synced` is false, if that cannot be done. Those that it is not possible with are left
+ * out. */
+void vf_sync_files(struct vf_flow *flow, const char *const *paths, size_t count,
+                   void (*fn)(struct vf_flow *flow, bool synced));
 
 /* mounts.c: which of the guest's file systems are frozen. */
 /* The guest has to be asked for them; else all are. */

@@ -492,12 +492,12 @@ find_on_sealed(struct truth *truth, const char *disk, const struct vf_tree *tree
 }
 
 static bool
-is_opened(const struct vf_flow *flow, struct vf_inode inode)
+is_opened(struct vf_flow *flow, struct vf_inode inode)
 {
     struct vf_opened opened;
 
     return flow->qemu.pid && vf_inode_known(inode) &&
-           vf_process_opened(flow->qemu.pid, inode, &opened) &&
+           vf_view_opened(vf_view_of_qemu(flow), inode, &opened) &&
            (opened.read_only || opened.read_write);
 }
 
@@ -537,7 +537,7 @@ look_for_other(struct truth *truth, const struct vf_disk *disk, const struct vf_
 /* Where what QEMU writes to this disk ends up. Owned by the caller; NULL: it is not known, or, if
  * `nameless_r` says so, in a file that has no name. */
 static char *
-written_to(const struct vf_flow *flow, const char *file, bool *nameless_r)
+written_to(struct vf_flow *flow, const char *file, bool *nameless_r)
 {
     VF_AUTO_FREE char *folder = vf_folder_of(file);
     struct vf_inode inode;

@@ -81,8 +81,9 @@ files_are_right(struct vf_flow *flow, const struct vf_cut *cut)
 
     if (flow->qemu.pid == 0 || !cut->base.number || cut->absent)
         return true; /* a QEMU or a disk that cannot be looked at; the record has new-file mode */
-    if (!vf_process_opened(flow->qemu.pid, cut->overlay, &overlay) ||
-        !vf_process_opened(flow->qemu.pid, cut->base, &base))
+    const struct vf_view *view = vf_view_of_qemu(flow);
+
+    if (!vf_view_opened(view, cut->overlay, &overlay) || !vf_view_opened(view, cut->base, &base))
         return vf_note(flow, VMFROST_FAILED, "disk %s: cannot see what QEMU (pid %d) has open",
                        cut->name, (int)flow->qemu.pid);
     if (!overlay.read_write)

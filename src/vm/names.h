@@ -32,6 +32,28 @@ struct vf_inode {
     uint64_t device, number; /* 0, 0: not known */
 };
 
+/* How a process has a file open. */
+struct vf_opened {
+    bool read_only, read_write;
+    bool may_write; /* open for writing, and locked as QEMU locks an image that it may write to. A
+                       file node of the launcher's own stays read_write when its image is sealed:
+                       then only this tells. Always false where QEMU does not lock (locking=off). */
+};
+/* How a process sees files: read once for all questions of one moment, because each reading looks
+ * at every descriptor that it has. */
+struct vf_view {
+    pid_t pid;      /* 0: not known */
+    bool elsewhere; /* another mount namespace, or below another root folder */
+    int error;      /* why its descriptors cannot be seen, an errno; 0: they can */
+    struct vf_descriptor *descriptors; /* of files and block devices */
+    size_t count;
+};
+/* Of pid 0 nothing is read. */
+void vf_view_read(struct vf_view *view, pid_t pid);
+void vf_view_release(struct vf_view *view);
+/* From the descriptors that it had, as they are now. False if they cannot be seen. */
+bool vf_view_opened(const struct vf_view *view, struct vf_inode inode, struct vf_opened *opened_r);
+
 enum vf_naming { VF_NAMING_FLIP, VF_NAMING_NEW_FILE };
 
 /* Where an image is. */
@@ -52,14 +74,14 @@ struct vf_place {
     bool parted; /* only after a failure: the name does not lead to what QEMU has open */
 };
 
-/* Finds the image that QEMU process `pid` (0: not known, e.g. TCP; then always NEW_FILE) has
+/* Finds the image that the QEMU of `view` (pid 0: not known, e.g. TCP; then always NEW_FILE) has
  * open as `file` in `format`. `overlay_folder` (may be NULL) is where overlays of what has no
  * folder of its own go, and of all NEW_FILE disks if it is given. False with the reason if
  * no overlay can be placed: the disk then cannot be snapshotted, and `place` has its path, if that
  * is known, and is to be released all the same. Checks that hard links work in the folder by
  * looking at the file system's type or trying in it with a temporary hidden name. */
-bool vf_place_find(pid_t pid, const char *file, const char *format, const char *overlay_folder,
-                   struct vf_place *place, struct vmfrost_error *error);
+bool vf_place_find(const struct vf_view *view, const char *file, const char *format,
+                   const char *overlay_folder, struct vf_place *place, struct vmfrost_error *error);
 void vf_place_release(struct vf_place *place);
 
 /* Names for one cut. All absolute, all owned by the caller of release. */
@@ -129,13 +151,6 @@ int vf_create(const char *path);
 bool vf_unlink(const char *path, struct vf_inode inode, const struct vf_log *log,
                struct vmfrost_error *error);
 
-/* How a process has a file open. */
-struct vf_opened {
-    bool read_only, read_write;
-    bool may_write; /* open for writing, and locked as QEMU locks an image that it may write to. A
-                       file node of the launcher's own stays read_write when its image is sealed:
-                       then only this tells. Always false where QEMU does not lock (locking=off). */
-};
 /* Looks at /proc/PID/fd and fdinfo. False if the process cannot be looked at. */
 bool vf_process_opened(pid_t pid, struct vf_inode inode, struct vf_opened *opened_r);
 /* The process has a file open for writing that it found under the name `file`, which was removed

@@ -93,31 +93,66 @@ flags_of(pid_t pid, const char *descriptor, bool *writers_lock_r)
     return flags;
 }
 
-/* Looks for a file by its inode, or, if `device` is not 0, for a block device. -1 with errno. */
+struct vf_descriptor {
+    char name[12]; /* its number */
+    struct vf_inode inode;
+    dev_t device; /* 0: no block device */
+};
+
+/* Files and block devices; all else cannot be an image. 0, or an errno. */
 static int
-scan_opened(pid_t pid, struct vf_inode inode, dev_t device, struct vf_opened *opened_r)
+read_descriptors(struct vf_view *view)
 {
     char path[64];
     struct dirent *entry;
 
-    *opened_r = (struct vf_opened){false, false, false};
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)view->pid);
     AUTO_FOLDER DIR *folder = opendir(path);
 
     if (!folder)
-        return -1;
+        return errno;
     while ((entry = readdir(folder))) {
         struct stat about;
 
-        if (!is_number(entry->d_name) || fstatat(dirfd(folder), entry->d_name, &about, 0) < 0)
+        if (!is_number(entry->d_name) || fstatat(dirfd(folder), entry->d_name, &about, 0) < 0 ||
+            !(S_ISREG(about.st_mode) || S_ISBLK(about.st_mode)))
             continue;
-        if (device ? !S_ISBLK(about.st_mode) || about.st_rdev != device
-                   : !vf_inode_equal(inode_in(&about), inode))
+        VF_GROW(view->descriptors, view->count);
+        struct vf_descriptor *descriptor = &view->descriptors[view->count++];
+
+        snprintf(descriptor->name, sizeof descriptor->name, "%.11s", entry->d_name);
+        descriptor->inode = inode_in(&about);
+        descriptor->device = S_ISBLK(about.st_mode) ? about.st_rdev : 0;
+    }
+    return 0;
+}
+
+/* The number is still that file's. */
+static bool
+is_still(pid_t pid, const struct vf_descriptor *descriptor)
+{
+    char path[64];
+    struct stat about;
+
+    snprintf(path, sizeof path, "/proc/%d/fd/%s", (int)pid, descriptor->name);
+    return stat(path, &about) == 0 && vf_inode_equal(inode_in(&about), descriptor->inode);
+}
+
+/* Looks for a file by its inode, or, if `device` is not 0, for a block device. */
+static bool
+find_opened(const struct vf_view *view, struct vf_inode inode, dev_t device,
+            struct vf_opened *opened_r)
+{
+    *opened_r = (struct vf_opened){false, false, false};
+    for (size_t i = 0; i < view->count; i++) {
+        const struct vf_descriptor *descriptor = &view->descriptors[i];
+
+        if (device ? descriptor->device != device : !vf_inode_equal(descriptor->inode, inode))
             continue;
         bool writers_lock;
-        int flags = flags_of(pid, entry->d_name, &writers_lock);
+        int flags = flags_of(view->pid, descriptor->name, &writers_lock);
 
-        if (flags < 0 || flags & O_PATH)
+        if (flags < 0 || flags & O_PATH || !is_still(view->pid, descriptor))
             continue;
         bool for_writing = (flags & O_ACCMODE) != O_RDONLY;
 
@@ -125,13 +160,22 @@ scan_opened(pid_t pid, struct vf_inode inode, dev_t device, struct vf_opened *op
         opened_r->read_write |= for_writing;
         opened_r->may_write |= for_writing && writers_lock;
     }
-    return 0;
+    return !view->error;
+}
+
+bool
+vf_view_opened(const struct vf_view *view, struct vf_inode inode, struct vf_opened *opened_r)
+{
+    return find_opened(view, inode, 0, opened_r);
 }
 
 bool
 vf_process_opened(pid_t pid, struct vf_inode inode, struct vf_opened *opened_r)
 {
-    return scan_opened(pid, inode, 0, opened_r) == 0;
+    VF_CLEANUP(vf_view_release) struct vf_view view = {.pid = pid};
+
+    view.error = read_descriptors(&view);
+    return vf_view_opened(&view, inode, opened_r);
 }
 
 /* --- Where an image is --- */
@@ -161,16 +205,33 @@ sees_otherwise(pid_t pid)
            !vf_inode_equal(inode_in(&ours), inode_in(&theirs));
 }
 
+void
+vf_view_read(struct vf_view *view, pid_t pid)
+{
+    *view = (struct vf_view){.pid = pid, .error = ESRCH};
+    if (!pid)
+        return;
+    view->elsewhere = sees_otherwise(pid);
+    view->error = read_descriptors(view);
+}
+
+void
+vf_view_release(struct vf_view *view)
+{
+    free(view->descriptors);
+    *view = (struct vf_view){0};
+}
+
 /* What the process finds under an absolute path. */
 static bool
-look_for(pid_t pid, const char *path, struct stat *about)
+look_for(const struct vf_view *view, const char *path, struct stat *about)
 {
     struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
     char root_path[64];
 
-    if (!sees_otherwise(pid))
+    if (!view->elsewhere)
         return stat(path, about) == 0;
-    snprintf(root_path, sizeof root_path, "/proc/%d/root", (int)pid);
+    snprintf(root_path, sizeof root_path, "/proc/%d/root", (int)view->pid);
     VF_AUTO_FD int root = open(root_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
     if (root < 0)
@@ -186,11 +247,11 @@ look_for(pid_t pid, const char *path, struct stat *about)
 
 /* Both we and the process find the same folder there. */
 static bool
-same_folder(pid_t pid, const char *path)
+same_folder(const struct vf_view *view, const char *path)
 {
     struct stat ours, theirs;
 
-    return stat(path, &ours) == 0 && S_ISDIR(ours.st_mode) && look_for(pid, path, &theirs) &&
+    return stat(path, &ours) == 0 && S_ISDIR(ours.st_mode) && look_for(view, path, &theirs) &&
            vf_inode_equal(inode_in(&ours), inode_in(&theirs));
 }
 
@@ -336,10 +397,12 @@ why_no_links(const char *path, const char *folder)
     return NULL;
 }
 
+static const struct vf_view unseen = {0};
+
 /* Says that it is a NEW_FILE. `why` is owned by this call. False if there is no folder for it. */
 static bool
-place_new_file(pid_t pid, struct vf_place *place, char *why, const char *overlay_folder,
-               const char *own_folder, struct vmfrost_error *error)
+place_new_file(const struct vf_view *view, struct vf_place *place, char *why,
+               const char *overlay_folder, const char *own_folder, struct vmfrost_error *error)
 {
     place->naming = VF_NAMING_NEW_FILE;
     place->why = why;
@@ -349,7 +412,7 @@ place_new_file(pid_t pid, struct vf_place *place, char *why, const char *overlay
         return vf_hint(error, "set the VM's overlayFolder to a folder that QEMU can write to");
     }
     place->folder = vf_strdup(overlay_folder ? overlay_folder : own_folder);
-    if (pid && !same_folder(pid, place->folder)) {
+    if (view->pid && !same_folder(view, place->folder)) {
         vf_fail(error, VMFROST_FAILED, "QEMU does not see the folder %s as this process does",
                 place->folder);
         return vf_hint(error, "set the VM's overlayFolder to one that is the same for both");
@@ -360,11 +423,11 @@ place_new_file(pid_t pid, struct vf_place *place, char *why, const char *overlay
 /* The folder of a name that may lie elsewhere for us: NULL if it is not the same one. Owned by the
  * caller. */
 static char *
-shared_folder_of(pid_t pid, const char *path)
+shared_folder_of(const struct vf_view *view, const char *path)
 {
     VF_AUTO_FREE char *folder = vf_folder_of(path);
 
-    return *path == '/' && same_folder(pid, folder) ? VF_STEAL(folder) : NULL;
+    return *path == '/' && same_folder(view, folder) ? VF_STEAL(folder) : NULL;
 }
 
 static bool
@@ -388,7 +451,8 @@ place_unseen(const char *file, const char *overlay_folder, struct vf_place *plac
     place->path = *file == '/' || is_protocol(file) ? portable_name(0, file) : NULL;
     if (!place->path)
         return is_relative(file, error);
-    return place_new_file(0, place, vf_strdup("QEMU's process is not known over this connection"),
+    return place_new_file(&unseen, place,
+                          vf_strdup("QEMU's process is not known over this connection"),
                           overlay_folder, folder, error);
 }
 
@@ -423,24 +487,24 @@ stands_on_absolute(const char *path, const char *folder)
 
 /* A regular file at `path` (resolved), which QEMU has open as `absolute` in its own words. */
 static bool
-place_file(pid_t pid, const char *absolute, const char *format, const char *overlay_folder,
-           struct vf_place *place, struct vmfrost_error *error)
+place_file(const struct vf_view *view, const char *absolute, const char *format,
+           const char *overlay_folder, struct vf_place *place, struct vmfrost_error *error)
 {
     VF_AUTO_FREE char *folder = vf_folder_of(place->path);
 
     if (strcmp(format, "qcow2") != 0)
-        return place_new_file(pid, place,
+        return place_new_file(view, place,
                               vf_printf("a launcher that opens %s as %s could not open an overlay "
                                         "under that name",
                                         vf_name_of(absolute), format),
                               overlay_folder, folder, error);
-    if (!same_folder(pid, folder))
-        return place_new_file(pid, place, vf_printf("QEMU does not see the folder %s", folder),
+    if (!same_folder(view, folder))
+        return place_new_file(view, place, vf_printf("QEMU does not see the folder %s", folder),
                               overlay_folder, NULL, error);
     char *why = why_no_links(place->path, folder);
 
     if (why)
-        return place_new_file(pid, place, why, overlay_folder, folder, error);
+        return place_new_file(view, place, why, overlay_folder, folder, error);
     if (is_link_elsewhere(absolute, place->path))
         place->link = vf_strdup(absolute);
     place->linked = place->link || stands_on_absolute(place->path, folder);
@@ -475,15 +539,17 @@ parted(struct vf_place *place, const char *path, const char *what, struct vmfros
 
 /* From the name that QEMU uses to the visible one, by inode. False if the two have parted. */
 static bool
-find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmfrost_error *error)
+find_visible(const struct vf_view *view, const char *absolute, struct vf_place *place,
+             struct vmfrost_error *error)
 {
     VF_AUTO_FREE char *real = real_path(absolute);
     VF_AUTO_FREE char *name = vf_visible_name(vf_name_of(absolute));
     struct vf_inode inode = real ? vf_inode_of(real) : (struct vf_inode){0, 0};
     struct vf_opened opened;
 
-    if (scan_opened(pid, inode, 0, &opened) < 0)
-        return vf_fail(error, VMFROST_FAILED, "cannot see what QEMU has open: %s", strerror(errno));
+    if (!vf_view_opened(view, inode, &opened))
+        return vf_fail(error, VMFROST_FAILED, "cannot see what QEMU has open: %s",
+                       strerror(view->error));
     place->opened_by_name = opened.read_only || opened.read_write;
     if (!name) {
         if (!place->opened_by_name)
@@ -519,7 +585,7 @@ find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmf
     if (place->opened_by_name && !vf_inode_equal(current, inode))
         return parted(place, visible, "is not the file that QEMU has open", error);
     /* Without its hidden link, only the visible name tells which file it is. */
-    if (!place->opened_by_name && (scan_opened(pid, current, 0, &opened) < 0 || !opened.read_write))
+    if (!place->opened_by_name && (!vf_view_opened(view, current, &opened) || !opened.read_write))
         return parted(place, visible, "is not the file that QEMU has open", error);
     place->path = VF_STEAL(visible);
     place->inode = current;
@@ -527,30 +593,30 @@ find_visible(pid_t pid, const char *absolute, struct vf_place *place, struct vmf
 }
 
 static bool
-place_find(pid_t pid, const char *file, const char *format, const char *overlay_folder,
-           struct vf_place *place, struct vmfrost_error *error)
+place_find(const struct vf_view *view, const char *file, const char *format,
+           const char *overlay_folder, struct vf_place *place, struct vmfrost_error *error)
 {
     struct vf_opened opened;
     struct stat about;
 
-    if (!pid)
+    if (!view->pid)
         return place_unseen(file, overlay_folder, place, error);
 
-    VF_AUTO_FREE char *absolute = make_absolute(pid, file);
-    bool found = absolute && look_for(pid, absolute, &about);
+    VF_AUTO_FREE char *absolute = make_absolute(view->pid, file);
+    bool found = absolute && look_for(view, absolute, &about);
 
     if (!found && is_protocol(file)) {
-        place->path = portable_name(pid, file);
+        place->path = portable_name(view->pid, file);
         if (!place->path)
             return is_relative(file, error);
-        return place_new_file(pid, place, vf_strdup("QEMU does not open it by the name of a file"),
+        return place_new_file(view, place, vf_strdup("QEMU does not open it by the name of a file"),
                               overlay_folder, NULL, error);
     }
     if (!absolute)
         return is_relative(file, error);
     if (vf_starts_with(absolute, "/dev/fdset/")) {
         place->path = vf_strdup(file);
-        return place_new_file(pid, place,
+        return place_new_file(view, place,
                               vf_strdup("QEMU was handed it as a descriptor, without a name"),
                               overlay_folder, NULL, error);
     }
@@ -558,45 +624,45 @@ place_find(pid_t pid, const char *file, const char *format, const char *overlay_
         /* Its name is kept as it is: /dev/vg/web says what /dev/dm-3 does not. */
         place->path = vf_strdup(absolute);
         place->opened_by_name = S_ISBLK(about.st_mode) &&
-                                scan_opened(pid, place->inode, about.st_rdev, &opened) == 0 &&
+                                find_opened(view, place->inode, about.st_rdev, &opened) &&
                                 (opened.read_only || opened.read_write);
-        return place_new_file(pid, place, vf_strdup("it is a device, which cannot be renamed"),
+        return place_new_file(view, place, vf_strdup("it is a device, which cannot be renamed"),
                               overlay_folder, NULL, error);
     }
-    if (scan_opened(pid, place->inode, 0, &opened) < 0) {
-        char *why = vf_printf("what QEMU has open cannot be seen: %s", strerror(errno));
+    if (view->error) {
+        char *why = vf_printf("what QEMU has open cannot be seen: %s", strerror(view->error));
         VF_AUTO_FREE char *folder = vf_folder_of(absolute);
 
         place->path = vf_strdup(absolute);
-        return place_new_file(0, place, why, overlay_folder, folder, error);
+        return place_new_file(&unseen, place, why, overlay_folder, folder, error);
     }
-    if (sees_otherwise(pid)) {
-        VF_AUTO_FREE char *folder = shared_folder_of(pid, absolute);
+    if (view->elsewhere) {
+        VF_AUTO_FREE char *folder = shared_folder_of(view, absolute);
 
         place->path = vf_strdup(absolute);
-        if (!found || scan_opened(pid, inode_in(&about), 0, &opened) < 0 ||
+        if (!found || !vf_view_opened(view, inode_in(&about), &opened) ||
             !(opened.read_only || opened.read_write))
             return parted(place, absolute, "is not the file that QEMU has open, as QEMU sees it",
                           error);
         place->inode = inode_in(&about);
         place->opened_by_name = true;
-        return place_new_file(pid, place,
+        return place_new_file(view, place,
                               vf_strdup("QEMU runs below another root or in another mount "
                                         "namespace"),
                               overlay_folder, folder, error);
     }
     if (!found && *file != '/')
         return lost_its_folder(place, file, absolute, error);
-    return find_visible(pid, absolute, place, error) &&
-           place_file(pid, absolute, format, overlay_folder, place, error);
+    return find_visible(view, absolute, place, error) &&
+           place_file(view, absolute, format, overlay_folder, place, error);
 }
 
 bool
-vf_place_find(pid_t pid, const char *file, const char *format, const char *overlay_folder,
-              struct vf_place *place, struct vmfrost_error *error)
+vf_place_find(const struct vf_view *view, const char *file, const char *format,
+              const char *overlay_folder, struct vf_place *place, struct vmfrost_error *error)
 {
     memset(place, 0, sizeof *place);
-    if (place_find(pid, file, format, overlay_folder, place, error))
+    if (place_find(view, file, format, overlay_folder, place, error))
         return true;
     bool has_parted = place->parted;
     char *path = VF_STEAL(place->path);

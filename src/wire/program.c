@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "util/cleanup.h"
+#include "util/descriptors.h"
 #include "util/mem.h"
 #include "util/text.h"
 #include "wire/channel.h"
@@ -19,13 +20,14 @@
 /* Between its last word and its end there is next to nothing. */
 #define LOOK_US 2000
 #define KILLED_LOOKS 500
+#define FIRST_ROOM 64
 
 struct stream {
     struct vf_program *program;
     ev_io watcher;
     int fd; /* -1: at its end */
     char *text;
-    size_t length;
+    size_t length, room;
 };
 
 struct vf_program {
@@ -98,8 +100,11 @@ on_readable(struct ev_loop *loop, ev_io *watcher, int revents)
         size_t room = VF_PROGRAM_MOST - stream->length;
         size_t taken = (size_t)got < room ? (size_t)got : room;
 
+        while (stream->room <= stream->length + taken)
+            stream->text = vf_realloc(stream->text, stream->room *= 2);
         memcpy(stream->text + stream->length, chunk, taken);
         stream->length += taken;
+        stream->text[stream->length] = '\0';
         return;
     }
     close_stream(stream);
@@ -121,7 +126,8 @@ open_stream(struct vf_program *program, struct stream *stream)
         return -1;
     fcntl(ends[0], F_SETFL, O_NONBLOCK);
     stream->fd = ends[0];
-    stream->text = vf_alloc(VF_PROGRAM_MOST + 1);
+    stream->room = FIRST_ROOM;
+    stream->text = vf_alloc(stream->room);
     ev_io_init(&stream->watcher, on_readable, stream->fd, EV_READ);
     stream->watcher.data = stream;
     return ends[1];
@@ -178,9 +184,8 @@ spawn(struct vf_program *program, const char *const *arguments, int out, int err
     return failed;
 }
 
-struct vf_program *
-vf_program_start(struct ev_loop *loop, const char *const *arguments, vf_program_fn *fn, void *data,
-                 bool *missing_r, struct vmfrost_error *error)
+static struct vf_program *
+new_program(struct ev_loop *loop, vf_program_fn *fn, void *data)
 {
     struct vf_program *program = vf_alloc(sizeof *program);
 
@@ -188,22 +193,83 @@ vf_program_start(struct ev_loop *loop, const char *const *arguments, vf_program_
     program->fn = fn;
     program->data = data;
     program->pid_fd = -1;
+    program->out = program->err = (struct stream){.program = program, .fd = -1};
     ev_timer_init(&program->look, on_look, 0, 0);
     program->look.data = program;
+    return program;
+}
+
+/* It runs, unless `failed` is an errno. */
+static struct vf_program *
+begun(struct vf_program *program, int failed, const char *what, struct vmfrost_error *error)
+{
+    if (failed) {
+        vf_fail(error, VMFROST_FAILED, "cannot start %s: %s", what, strerror(failed));
+        vf_program_stop(program);
+        return NULL;
+    }
+    program->pid_fd = (int)syscall(SYS_pidfd_open, program->pid, 0);
+    if (program->out.fd >= 0)
+        ev_io_start(program->loop, &program->out.watcher);
+    ev_io_start(program->loop, &program->err.watcher);
+    return program;
+}
+
+struct vf_program *
+vf_program_start(struct ev_loop *loop, const char *const *arguments, vf_program_fn *fn, void *data,
+                 bool *missing_r, struct vmfrost_error *error)
+{
+    struct vf_program *program = new_program(loop, fn, data);
     VF_AUTO_FD int out = open_stream(program, &program->out);
     VF_AUTO_FD int err = open_stream(program, &program->err);
     int failed = out < 0 || err < 0 ? errno : spawn(program, arguments, out, err);
 
     *missing_r = failed == ENOENT;
-    if (failed) {
-        vf_fail(error, VMFROST_FAILED, "cannot start %s: %s", arguments[0], strerror(failed));
-        vf_program_stop(program);
-        return NULL;
+    return begun(program, failed, arguments[0], error);
+}
+
+/* The child of a program that may have threads: nothing here but system calls. `end` is what tells
+ * us that it has ended; all else that it has of ours would be kept open by it, for minutes if a
+ * server is dead: locks, QEMU's sockets, the terminal. */
+static _Noreturn void
+sync_and_exit(const char *const *paths, size_t count, int end)
+{
+    setsid();
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fd != end)
+            close(fd);
+    bool done = vf_close_others(&end, 1);
+
+    for (size_t i = 0; done && i < count; i++) {
+        int fd = open(paths[i], O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+        if (fd >= 0) {
+            fdatasync(fd);
+            close(fd);
+        }
     }
-    program->pid_fd = (int)syscall(SYS_pidfd_open, program->pid, 0);
-    ev_io_start(loop, &program->out.watcher);
-    ev_io_start(loop, &program->err.watcher);
-    return program;
+    _exit(EXIT_SUCCESS);
+}
+
+struct vf_program *
+vf_program_sync(struct ev_loop *loop, const char *const *paths, size_t count, vf_program_fn *fn,
+                void *data, struct vmfrost_error *error)
+{
+    struct vf_program *program = new_program(loop, fn, data);
+    VF_AUTO_FD int end = open_stream(program, &program->err);
+    sigset_t all, before;
+
+    /* None of the host program's handlers may run in the child. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    pid_t pid = end < 0 ? -1 : fork();
+    int failed = pid < 0 ? errno : 0;
+
+    if (pid == 0)
+        sync_and_exit(paths, count, end);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    program->pid = pid > 0 ? pid : 0;
+    return begun(program, failed, "the flush of the host's cache", error);
 }
 
 pid_t

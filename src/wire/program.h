@@ -38,6 +38,12 @@ struct vf_program *vf_program_start(struct ev_loop *loop, const char *const *arg
                                     vf_program_fn *fn, void *data, bool *missing_r,
                                     struct vmfrost_error *error);
 
+/* The same for a child of ours that writes out what is dirty of these files (fdatasync), each as
+ * far as that is possible: there is no other way not to wait for it. Nothing is printed, and how it
+ * went is not told. */
+struct vf_program *vf_program_sync(struct ev_loop *loop, const char *const *paths, size_t count,
+                                   vf_program_fn *fn, void *data, struct vmfrost_error *error);
+
 /* Its process id while it runs; 0: it was waited for. */
 pid_t vf_program_pid(const struct vf_program *program);
 

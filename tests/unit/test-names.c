@@ -149,9 +149,12 @@ static struct vmfrost_error error;
 static bool
 find(pid_t pid, const char *file, const char *format, const char *overlays)
 {
+    VF_CLEANUP(vf_view_release) struct vf_view view;
+
+    vf_view_read(&view, pid);
     vf_place_release(&place);
     memset(&error, 0, sizeof error);
-    bool good = vf_place_find(pid, file, format, overlays, &place, &error);
+    bool good = vf_place_find(&view, file, format, overlays, &place, &error);
 
     ok(good == (error.code == VMFROST_OK), "  an error if and only if it fails");
     if (!good)
@@ -378,13 +381,16 @@ static int
 find_on_ramfs(void)
 {
     VF_AUTO_FREE char *path = at("web.qcow2");
+    VF_CLEANUP(vf_view_release) struct vf_view view = {0};
     int names = 0;
 
     if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("none", folder, "ramfs", 0, NULL) < 0)
         return 2;
-    if (!put_file(path, "web") || open(path, O_RDWR | O_CLOEXEC) < 0 ||
-        !vf_place_find(getpid(), path, "qcow2", NULL, &place, &error))
+    if (!put_file(path, "web") || open(path, O_RDWR | O_CLOEXEC) < 0)
+        return 1;
+    vf_view_read(&view, getpid());
+    if (!vf_place_find(&view, path, "qcow2", NULL, &place, &error))
         return 1;
     bool good = place.naming == VF_NAMING_FLIP && strcmp(place.path, path) == 0;
     struct dirent *entry;
