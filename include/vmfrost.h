@@ -132,10 +132,12 @@ struct vmfrost_settings {
                                  order, and their deadlines begin when they are let in. They share
                                  the loop: more of them keep each other's guests frozen for longer.
                                  0: 16 */
+    bool log_warnings_only; /* `log` is told warnings and nothing else, which saves the time that it
+                               takes to write down each message and each file operation */
 };
 #define VMFROST_SETTINGS_INIT                                                                      \
     {                                                                                              \
-        sizeof(struct vmfrost_settings), NULL, NULL, NULL, 0                                       \
+        sizeof(struct vmfrost_settings), NULL, NULL, NULL, 0, false                                \
     }
 
 /* A context on a loop that the caller owns and that outlives it. NULL with errno if the state

@@ -50,6 +50,7 @@ open_context(struct cli *cli)
     settings.state_dir = cli->options.state_dir;
     settings.log = cli->log || cli->trace || !cli->options.quiet ? log_line : NULL;
     settings.log_data = cli;
+    settings.log_warnings_only = !cli->log && !cli->trace && cli->options.verbose == 0;
     cli->loop = ev_loop_new(EVFLAG_AUTO | EVFLAG_NOENV);
     if (!cli->loop)
         return report_failure(cli, VMFROST_FAILED, "", "cannot make an event loop: %s",

@@ -235,8 +235,11 @@ struct vf_flow {
     double share_from, share_to; /* the part of the step that the job does, in percents */
     vf_flow_fn *on_job, *on_jobs_done, *on_unlimited;
     void (*on_looked)(struct vf_flow *flow);
+    size_t look_end; /* the first question that is not asked this time */
     void (*on_files_synced)(struct vf_flow *flow, bool synced);
     void (*on_qemu)(struct vf_flow *flow);
+    struct vf_daemon *attached; /* the daemon that was attached to last */
+    vf_flow_fn *on_attached;
     struct json_object *ports;        /* paths of virtio-serial ports */
     struct json_object *records_seen; /* verify: as they were when the images were looked at */
     struct vf_program *program;       /* that runs for this step; NULL: none */

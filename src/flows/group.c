@@ -137,6 +137,7 @@ meet(struct vf_flow *flow, enum meeting meeting)
 void
 vf_step_group_prepared(struct vf_flow *flow)
 {
+    vf_facts_forget(flow); /* verify looks again */
     meet(flow, MEET_PREPARED);
 }
 

@@ -3,6 +3,7 @@
  * The step that asks QEMU what it is: run state, jobs, disks, block graph, and where the guest
  * agent's channel ends. It changes nothing.
  */
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +40,7 @@ static const struct question questions[] = {
     {"x-debug-query-block-graph", FACT(graph), false},
 };
 #define QUESTION_COUNT (sizeof questions / sizeof *questions)
+#define QUESTION_CHARDEV (QUESTION_COUNT - 6)
 #define QUESTION_BLOCK_JOBS (QUESTION_COUNT - 5)
 #define QUESTION_JOBS (QUESTION_COUNT - 4)
 #define QUESTION_BLOCK (QUESTION_COUNT - 3)
@@ -50,14 +52,26 @@ fact(struct vf_flow *flow, const struct question *question)
     return (struct json_object **)((char *)&flow->facts + question->fact);
 }
 
-void
-vf_facts_release(struct vf_flow *flow)
+static void
+release_from(struct vf_flow *flow, size_t first)
 {
-    for (size_t i = 0; i < QUESTION_COUNT; i++) {
+    for (size_t i = first; i < QUESTION_COUNT; i++) {
         json_object_put(*fact(flow, &questions[i]));
         *fact(flow, &questions[i]) = NULL;
     }
+}
+
+void
+vf_facts_release(struct vf_flow *flow)
+{
+    release_from(flow, 0);
     json_object_put(VF_STEAL(flow->facts.hotplugged));
+}
+
+void
+vf_facts_forget(struct vf_flow *flow)
+{
+    release_from(flow, QUESTION_CHARDEV);
 }
 
 const char *
@@ -260,11 +274,15 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     json_object_put(*slot);
     *slot = json_object_get(reply->value);
-    if (question->fact == FACT(commands) && !is_new_enough(flow))
-        return;
+    if (question->fact == FACT(commands)) {
+        if (!is_new_enough(flow))
+            return;
+        json_object_put(*slot); /* long, and of no further use */
+        *slot = NULL;
+    }
     flow->at++;
 
-    if (flow->at == QUESTION_COUNT)
+    if (flow->at == flow->look_end)
         flow->on_looked(flow);
     else if (flow->at == QUESTION_BLOCK)
         deal_with_jobs(flow);
@@ -274,7 +292,7 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 ask_from(struct vf_flow *flow, size_t first)
 {
-    size_t end = first < QUESTION_BLOCK ? QUESTION_BLOCK : QUESTION_COUNT;
+    size_t end = first < QUESTION_BLOCK ? QUESTION_BLOCK : flow->look_end;
 
     flow->at = first;
     for (size_t i = first; i < end; i++) {
@@ -293,7 +311,17 @@ void
 vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
     flow->on_looked = fn;
+    flow->look_end = QUESTION_COUNT;
     ask_from(flow, question_again(flow));
+}
+
+void
+vf_look_at_devices(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    assert(!has_no_devices(flow));
+    flow->on_looked = fn;
+    flow->look_end = QUESTION_NODES;
+    ask_from(flow, QUESTION_BLOCK_JOBS);
 }
 
 /* Which disks were plugged in after QEMU's start: all devices are asked at once, and answer in this
@@ -376,6 +404,7 @@ void
 vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
     flow->on_looked = fn;
+    flow->look_end = QUESTION_COUNT;
     ask_from(flow, QUESTION_COUNT - 1);
 }
 
@@ -517,5 +546,6 @@ vf_step_look(struct vf_flow *flow)
         return;
     }
     flow->on_looked = ask_hotplugged;
+    flow->look_end = QUESTION_COUNT;
     ask_from(flow, 0);
 }

@@ -88,38 +88,60 @@ runs_elsewhere(struct vf_flow *flow)
     return false;
 }
 
+/* What went wrong with a daemon that stands in for a VM is that the VM does not run. */
+static bool
+stands_in(const struct vf_flow *flow, const struct vf_daemon *daemon)
+{
+    return daemon == &flow->daemon && !flow->using;
+}
+
 static void
 on_attached(void *data, const struct vf_reply *reply)
 {
     struct vf_flow *flow = data;
 
     if (reply->outcome != VF_OK) {
+        bool instead = stands_in(flow, flow->attached);
         char words[VF_WORDS_SIZE];
 
-        vf_daemon_words(&flow->daemon, words);
-        vf_refuse(flow, VMFROST_UNREACHABLE, "the VM is not running, and %s",
-                  *words ? words : reply->words);
+        vf_daemon_words(flow->attached, words);
+        vf_refuse(flow, instead ? VMFROST_UNREACHABLE : VMFROST_FAILED, "%s%s",
+                  instead ? "the VM is not running, and " : "", *words ? words : reply->words);
         return;
     }
-    vf_note_version(flow, reply->value);
-    flow->qemu = vf_process_of(flow->daemon.pid);
-    flow->engine.conditions |= VF_IF_STOPPED;
-    vf_end(flow, VF_OK);
+    flow->qemu = vf_process_of(flow->attached->pid);
+    flow->on_attached(flow, reply);
 }
 
-static void
-start_daemon(struct vf_flow *flow)
+bool
+vf_daemon_launch(struct vf_flow *flow, struct vf_daemon *daemon)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
-    if (!vf_daemon_start(&flow->daemon, &flow->log, &error)) {
+    if (vf_daemon_start(daemon, &flow->log, &error))
+        return true;
+    if (stands_in(flow, daemon))
         vf_prefix(&error, "the VM is not running");
-        vf_note_error(flow, &error);
-        vf_end(flow, VF_REFUSED);
-        return;
-    }
-    vf_qmp_attach(flow->qmp, vf_daemon_take_monitor(&flow->daemon), flow->daemon.pid,
-                  VF_DAEMON_NAME, on_attached, flow);
+    vf_note_error(flow, &error);
+    vf_end(flow, VF_REFUSED);
+    return false;
+}
+
+void
+vf_daemon_attach(struct vf_flow *flow, struct vf_daemon *daemon, vf_flow_fn *fn)
+{
+    flow->attached = daemon;
+    flow->on_attached = fn;
+    vf_qmp_attach(flow->qmp, vf_daemon_take_monitor(daemon), daemon->pid, VF_DAEMON_NAME,
+                  on_attached, flow);
+}
+
+static void
+on_instead(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    vf_note_version(flow, reply->value);
+    flow->engine.conditions |= VF_IF_STOPPED;
+    vf_end(flow, VF_OK);
 }
 
 static size_t
@@ -164,7 +186,8 @@ vf_go_offline(struct vf_flow *flow, const char *words)
         vf_note(flow, VMFROST_FAILED, "the VM is not running, and of its disks none is eligible");
         vf_advise(flow, "see `vmfrost status %s`", flow->vm.name);
     } else if (!runs_elsewhere(flow)) {
-        start_daemon(flow);
+        if (vf_daemon_launch(flow, &flow->daemon))
+            vf_daemon_attach(flow, &flow->daemon, on_instead);
         return true;
     }
     vf_end(flow, VF_REFUSED);

@@ -504,12 +504,22 @@ on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 static void
-rehearse(struct vf_flow *flow)
+rehearse_attached(struct vf_flow *flow)
 {
-    if (vf_plug_attached(flow))
+    if (vf_plug_expect_attached(flow))
         vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
     else
         vf_end(flow, VF_REFUSED);
+}
+
+/* Only the whole graph tells what became of a disk that has left its device. */
+static void
+rehearse(struct vf_flow *flow)
+{
+    if (vf_plug_attached(flow))
+        rehearse_attached(flow);
+    else
+        vf_look_again(flow, rehearse_attached);
 }
 
 static void
@@ -525,7 +535,7 @@ on_migration(struct vf_flow *flow, const struct vf_reply *reply)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_look_again(flow, rehearse);
+    vf_look_at_devices(flow, rehearse);
 }
 
 static void
@@ -549,7 +559,7 @@ void
 vf_step_rehearse(struct vf_flow *flow)
 {
     if (flow->engine.conditions & VF_IF_STOPPED)
-        vf_look_again(flow, rehearse);
+        vf_look_at_devices(flow, rehearse);
     else
         vf_ask(flow, "query-status", NULL, on_run_state);
 }

@@ -79,13 +79,27 @@ is_attached(const struct vf_flow *flow, const struct vf_cut *cut)
     return false;
 }
 
-bool
-vf_plug_attached(struct vf_flow *flow)
+static const struct vf_cut *
+first_detached(const struct vf_flow *flow)
 {
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!is_attached(flow, &flow->cuts[i]))
-            return was_unplugged(flow, &flow->cuts[i]);
-    return true;
+            return &flow->cuts[i];
+    return NULL;
+}
+
+bool
+vf_plug_attached(const struct vf_flow *flow)
+{
+    return !first_detached(flow);
+}
+
+bool
+vf_plug_expect_attached(struct vf_flow *flow)
+{
+    const struct vf_cut *cut = first_detached(flow);
+
+    return !cut || was_unplugged(flow, cut);
 }
 
 static bool

@@ -51,42 +51,27 @@ open_image(struct vf_flow *flow)
 }
 
 static void
-on_attached(void *data, const struct vf_reply *reply)
+on_attached(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    struct vf_flow *flow = data;
-
-    if (reply->outcome != VF_OK) {
-        char words[VF_WORDS_SIZE];
-
-        vf_daemon_words(&flow->side.daemon, words);
-        vf_refuse(flow, VMFROST_FAILED, "%s", *words ? words : reply->words);
-        return;
-    }
-    flow->qemu = vf_process_of(flow->side.daemon.pid);
+    (void)reply;
     open_image(flow);
 }
 
 void
 vf_side_open(struct vf_flow *flow, const struct vf_graft *graft, void (*fn)(struct vf_flow *flow))
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
-
     flow->side.graft = graft;
     flow->side.fn = fn;
     if (flow->side.taken || (flow->engine.conditions & VF_IF_STOPPED)) {
         open_image(flow);
         return;
     }
-    if (!vf_daemon_start(&flow->side.daemon, &flow->log, &error)) {
-        vf_note_error(flow, &error);
-        vf_end(flow, VF_REFUSED);
+    if (!vf_daemon_launch(flow, &flow->side.daemon))
         return;
-    }
     change_sides(flow);
     if (!flow->qmp)
         flow->qmp = vf_flow_qmp(flow);
-    vf_qmp_attach(flow->qmp, vf_daemon_take_monitor(&flow->side.daemon), flow->side.daemon.pid,
-                  VF_DAEMON_NAME, on_attached, flow);
+    vf_daemon_attach(flow, &flow->side.daemon, on_attached);
 }
 
 static void

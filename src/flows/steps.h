@@ -27,6 +27,11 @@ bool vf_go_offline(struct vf_flow *flow, const char *words);
  * open, which have to be known. False with an error noted: one has. */
 bool vf_seems_stopped(struct vf_flow *flow);
 void vf_look_offline(struct vf_flow *flow);
+/* Starts a storage daemon, one of the flow's; false if that failed and the step ended. */
+bool vf_daemon_launch(struct vf_flow *flow, struct vf_daemon *daemon);
+/* flow->qmp is connected to it, and flow->qemu is it; then `fn` is called with the greeting. If it
+ * cannot be, the step ends. */
+void vf_daemon_attach(struct vf_flow *flow, struct vf_daemon *daemon, vf_flow_fn *fn);
 /* The daemon has held the locks of the stopped VM's images all the time; else the step ends. */
 bool vf_daemon_holds(struct vf_flow *flow);
 /* Nothing that can be seen of an image and of all that it builds on keeps QEMU from opening it, or
@@ -43,11 +48,17 @@ void vf_overlays_close(struct vf_flow *flow);
 /* look.c: what QEMU is, and where its agent is. */
 void vf_step_look(struct vf_flow *flow);
 void vf_facts_release(struct vf_flow *flow);
+/* All that vf_look_again() asks for anew, and which is most of what a VM that waits for others
+ * takes up. */
+void vf_facts_forget(struct vf_flow *flow);
 /* The file name of a node as QEMU knows it; borrowed; NULL if there is no such node. */
 const char *vf_node_file(const struct vf_flow *flow, const char *node);
 /* Asks for the disks, the nodes and the graph anew; `fn` is not called if that fails (the step then
  * ended). */
 void vf_look_again(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
+/* The same for the devices alone, of a VM that runs: the nodes, which are most of what QEMU tells,
+ * stay as they were seen last. */
+void vf_look_at_devices(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 /* The same for the graph alone. */
 void vf_look_at_graph(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 
@@ -95,8 +106,10 @@ void vf_disks_cut(struct vf_flow *flow);
 void vf_plug_deleted(struct vf_flow *flow, const char *path);
 /* False with the refusal if a disk that is to be cut was unplugged, as far as events tell. */
 bool vf_plug_unchanged(struct vf_flow *flow);
-/* The same by the facts, which were just asked again. */
-bool vf_plug_attached(struct vf_flow *flow);
+/* By the facts, which were just asked again: is each disk still in its device? */
+bool vf_plug_attached(const struct vf_flow *flow);
+/* The same, with the refusal; the facts hold a graph of now, too, which says why not. */
+bool vf_plug_expect_attached(struct vf_flow *flow);
 /* Warns of disks that were unplugged after the cut, and of those that are new. */
 void vf_plug_compare(struct vf_flow *flow);
 

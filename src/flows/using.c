@@ -442,18 +442,9 @@ open_next(struct vf_flow *flow)
 }
 
 static void
-on_attached(void *data, const struct vf_reply *reply)
+on_attached(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    struct vf_flow *flow = data;
-
-    if (reply->outcome != VF_OK) {
-        char words[VF_WORDS_SIZE];
-
-        vf_daemon_words(&flow->daemon, words);
-        vf_refuse(flow, VMFROST_FAILED, "%s", *words ? words : reply->words);
-        return;
-    }
-    flow->qemu = vf_process_of(flow->daemon.pid);
+    (void)reply;
     flow->at = 0;
     open_next(flow);
 }
@@ -461,15 +452,8 @@ on_attached(void *data, const struct vf_reply *reply)
 void
 vf_step_using_open(struct vf_flow *flow)
 {
-    struct vmfrost_error error = {.code = VMFROST_OK};
-
-    if (!vf_daemon_start(&flow->daemon, &flow->log, &error)) {
-        vf_note_error(flow, &error);
-        vf_end(flow, VF_REFUSED);
-        return;
-    }
-    vf_qmp_attach(flow->qmp, vf_daemon_take_monitor(&flow->daemon), flow->daemon.pid,
-                  VF_DAEMON_NAME, on_attached, flow);
+    if (vf_daemon_launch(flow, &flow->daemon))
+        vf_daemon_attach(flow, &flow->daemon, on_attached);
 }
 
 /* --- The files --- */

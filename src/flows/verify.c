@@ -131,6 +131,7 @@ on_looked(struct vf_flow *flow)
         }
     }
     vf_plug_compare(flow);
+    vf_facts_forget(flow);
     vf_end(flow, make_durable(flow) ? VF_OK : VF_REFUSED);
 }
 

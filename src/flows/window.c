@@ -90,7 +90,7 @@ vf_step_guard(struct vf_flow *flow)
             vf_prime(flow, "transaction", vf_cut_transaction(flow));
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
     } else {
-        vf_look_again(flow, cut_next);
+        vf_look_at_devices(flow, cut_next);
     }
 }
 

@@ -89,7 +89,7 @@ vmfrost_new(struct ev_loop *loop, const struct vmfrost_settings *settings)
 
     context->loop = loop;
     context->store = store;
-    context->log = (struct vf_log){given.log, given.log_data};
+    context->log = (struct vf_log){given.log, given.log_data, given.log_warnings_only};
     vf_gate_init(&context->gate, loop, given.snapshots_at_once);
     return context;
 }

@@ -129,10 +129,10 @@ vf_json_strings(const char *key, ...)
 struct json_object *
 vf_json_parse(const char *text, size_t length, int depth)
 {
-    struct json_tokener *tokener = json_tokener_new_ex(depth);
+    struct json_tokener *tokener = length > INT_MAX ? NULL : json_tokener_new_ex(depth);
     VF_AUTO_JSON struct json_object *value = NULL;
 
-    if (!tokener || length > INT_MAX)
+    if (!tokener)
         return NULL;
     json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
     value = json_tokener_parse_ex(tokener, text, (int)length);

@@ -12,7 +12,7 @@ vf_log(const struct vf_log *log, enum vmfrost_log_level level, const char *forma
     char line[2000];
     va_list arguments;
 
-    if (!log->fn)
+    if (!vf_log_wants(log, level))
         return;
     va_start(arguments, format);
     vsnprintf(line, sizeof line, format, arguments);

@@ -13,7 +13,14 @@
 struct vf_log {
     vmfrost_log_fn *fn; /* NULL: nobody listens, and nothing is formatted */
     void *data;
+    bool warnings_only; /* nobody listens to anything else */
 };
+
+static inline bool
+vf_log_wants(const struct vf_log *log, enum vmfrost_log_level level)
+{
+    return log->fn && (level == VMFROST_LOG_WARNING || !log->warnings_only);
+}
 
 /* A line without its newline. Sanitized here: peers' words may be in it. Lines
  * longer than 2000 bytes are cut. */

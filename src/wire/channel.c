@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <ev.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,7 +34,7 @@
 #define RETRY_S 0.02
 /* QEMU binds its socket before it listens: for that moment it refuses. */
 #define REFUSALS_MAX 10
-#define ROOM_MIN ((size_t)16 << 10)
+#define ROOM_MIN ((size_t)1 << 10)
 
 enum channel_state { CHANNEL_CLOSED, CHANNEL_CONNECTING, CHANNEL_OPEN, CHANNEL_DEAF };
 
@@ -53,7 +54,7 @@ static const bool moves[4][4] = {
 
 struct buffer {
     unsigned char *bytes;
-    size_t length, capacity;
+    size_t length, capacity; /* capacity 0: the bytes are borrowed */
 };
 
 struct vf_channel {
@@ -88,25 +89,58 @@ buffer_reserve(struct buffer *buffer, size_t room)
     while (capacity - buffer->length < room)
         capacity *= 2;
     if (capacity != buffer->capacity)
-        buffer->bytes = vf_realloc(buffer->bytes, capacity);
+        buffer->bytes = vf_realloc(buffer->capacity ? buffer->bytes : NULL, capacity);
     buffer->capacity = capacity;
 }
 
 static void
 buffer_release(struct buffer *buffer)
 {
-    free(buffer->bytes);
+    if (buffer->capacity)
+        free(buffer->bytes);
     *buffer = (struct buffer){0};
+}
+
+/* Borrows them, if there is nothing before them: mostly they are done with at once. buffer_drop()
+ * ends that. */
+static void
+buffer_add(struct buffer *buffer, const void *bytes, size_t length)
+{
+    if (buffer->length == 0) {
+        *buffer = (struct buffer){(unsigned char *)(uintptr_t)bytes, length, 0};
+        return;
+    }
+    buffer_reserve(buffer, length);
+    memcpy(buffer->bytes + buffer->length, bytes, length);
+    buffer->length += length;
+}
+
+/* What is left of borrowed bytes becomes its own. */
+static void
+buffer_keep(struct buffer *buffer)
+{
+    struct buffer own = {0};
+
+    if (buffer->capacity || buffer->length == 0)
+        return;
+    buffer_reserve(&own, buffer->length);
+    memcpy(own.bytes, buffer->bytes, buffer->length);
+    own.length = buffer->length;
+    *buffer = own;
 }
 
 static void
 buffer_drop(struct buffer *buffer, size_t length)
 {
-    if (length > 0)
+    if (length > 0 && buffer->capacity)
         memmove(buffer->bytes, buffer->bytes + length, buffer->length - length);
+    else if (length > 0)
+        buffer->bytes += length;
     buffer->length -= length;
     if (buffer->length == 0) /* there may be thousands of channels that wait */
         buffer_release(buffer);
+    else
+        buffer_keep(buffer);
 }
 
 void
@@ -131,7 +165,7 @@ channel_log(struct vf_channel *channel, char direction, const void *bytes, size_
 {
     char line[200];
 
-    if (!channel->log.fn)
+    if (!vf_log_wants(&channel->log, VMFROST_LOG_DEBUG))
         return;
     vf_channel_line(line, sizeof line, bytes, length);
     vf_log(&channel->log, VMFROST_LOG_DEBUG, "%s %c %s", channel->name, direction, line);
@@ -298,9 +332,7 @@ vf_channel_send(struct vf_channel *channel, const void *bytes, size_t length)
         return true;
     if (channel->tx.length + length > VF_CHANNEL_BACKLOG)
         return false;
-    buffer_reserve(&channel->tx, length);
-    memcpy(channel->tx.bytes + channel->tx.length, bytes, length);
-    channel->tx.length += length;
+    buffer_add(&channel->tx, bytes, length);
     channel_write(channel);
     return true;
 }
@@ -330,9 +362,9 @@ channel_message(struct vf_channel *channel)
 {
     const char *text = (const char *)channel->rx.bytes + channel->frame.start;
     size_t length = channel->frame.scanned - channel->frame.start;
-    /* json-c counts a scalar as a level of its own. */
+    /* json-c counts a scalar as a level of its own, and gets room for each level. */
     VF_AUTO_JSON struct json_object *message =
-        vf_json_parse(text, length, channel->rules.depth + 2);
+        vf_json_parse(text, length, channel->frame.deepest + 2);
 
     if (!message) {
         channel_garbled(channel, "no JSON");
@@ -399,15 +431,11 @@ channel_process(struct vf_channel *channel)
 static void
 channel_read(struct vf_channel *channel)
 {
-    buffer_reserve(&channel->rx, ROOM_MIN);
-    size_t room = channel->rx.capacity - channel->rx.length;
-
-    if (room > VF_CHANNEL_TURN)
-        room = VF_CHANNEL_TURN;
-    ssize_t got = read(channel->fd, channel->rx.bytes + channel->rx.length, room);
+    unsigned char bytes[VF_CHANNEL_TURN];
+    ssize_t got = read(channel->fd, bytes, sizeof bytes);
 
     if (got > 0) {
-        channel->rx.length += (size_t)got;
+        buffer_add(&channel->rx, bytes, (size_t)got);
         channel_process(channel);
     } else if (got == 0 || errno == ECONNRESET) {
         channel_lose(channel, channel->frame.depth > 0 ? "it was closed in the middle of a message"

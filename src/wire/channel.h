@@ -22,7 +22,7 @@
 struct ev_loop;
 struct vf_channel;
 
-#define VF_CHANNEL_TURN ((size_t)64 << 10)
+#define VF_CHANNEL_TURN ((size_t)32 << 10)
 /* What may wait for a peer that does not read. */
 #define VF_CHANNEL_BACKLOG ((size_t)1 << 20)
 

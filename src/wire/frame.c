@@ -10,6 +10,35 @@ vf_frame_next(struct vf_frame *frame, bool skipping)
         (struct vf_frame){.start = frame->scanned, .scanned = frame->scanned, .skipping = skipping};
 }
 
+/* What a byte can change. */
+enum { IN_STRING = 1, OUTSIDE = 2 };
+
+static const unsigned char matters[256] = {
+    [0 ... ' ' - 1] = IN_STRING,
+    ['\\'] = IN_STRING,
+    ['"'] = IN_STRING | OUTSIDE,
+    ['{'] = OUTSIDE,
+    ['}'] = OUTSIDE,
+    ['['] = OUTSIDE,
+    [']'] = OUTSIDE,
+    [','] = OUTSIDE,
+    [MARKER] = IN_STRING | OUTSIDE,
+};
+
+/* Over the bytes of a message that change nothing, up to what its size allows. */
+static void
+frame_pass(struct vf_frame *frame, const struct vf_frame_rules *rules, const unsigned char *bytes,
+           size_t length)
+{
+    unsigned char which = frame->in_string ? IN_STRING : OUTSIDE;
+    size_t end = frame->start + rules->bytes - 1;
+
+    if (end > length)
+        end = length;
+    while (frame->scanned < end && !(matters[bytes[frame->scanned]] & which))
+        frame->scanned++;
+}
+
 /* One byte of a message; VF_FOUND_NOTHING: it goes on. */
 static enum vf_found
 frame_take(struct vf_frame *frame, const struct vf_frame_rules *rules, unsigned char byte)
@@ -29,6 +58,8 @@ frame_take(struct vf_frame *frame, const struct vf_frame_rules *rules, unsigned 
         frame->values++;
         if (++frame->depth > rules->depth)
             return VF_FOUND_TOO_DEEP;
+        if (frame->depth > frame->deepest)
+            frame->deepest = frame->depth;
     } else if (byte == ',') {
         frame->values++;
     } else if (byte == '}' || byte == ']') {
@@ -45,6 +76,11 @@ vf_frame_scan(struct vf_frame *frame, const struct vf_frame_rules *rules,
               const unsigned char *bytes, size_t length)
 {
     while (frame->scanned < length) {
+        if (frame->depth > 0 && !frame->escaped) {
+            frame_pass(frame, rules, bytes, length);
+            if (frame->scanned == length)
+                break;
+        }
         unsigned char byte = bytes[frame->scanned++];
         bool between = frame->depth == 0;
 

@@ -26,6 +26,7 @@ struct vf_frame {
     size_t scanned; /* how far the buffer has been looked at */
     size_t values;
     int depth;
+    int deepest; /* depth of the message so far */
     bool in_string, escaped;
     bool skipping; /* everything up to the next marker */
 };

@@ -62,7 +62,7 @@ tell_end(struct vf_program *program, int status)
     vf_channel_line(words, sizeof words, program->err.text, program->err.length);
     struct vf_program_end end = {
         .status = WIFEXITED(status) ? WEXITSTATUS(status) : -1,
-        .out = program->out.text,
+        .out = program->out.text ? program->out.text : "",
         .out_length = program->out.length,
         .words = words,
     };

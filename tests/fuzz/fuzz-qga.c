@@ -16,20 +16,6 @@ static char *folder;
 static int listener = -1;
 
 static void
-on_lost(void *owner, const char *why)
-{
-    (void)owner;
-    MUST(!talk.inside && is_plain(why) && talk_is_settled());
-}
-
-static void
-on_log(void *data, enum vmfrost_log_level level, const char *line)
-{
-    (void)data, (void)level;
-    MUST(is_plain(line));
-}
-
-static void
 hear(void)
 {
     talk_hear("\"id\":", "0123456789");
@@ -114,13 +100,11 @@ set_up(void)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct vf_log log = {on_log, NULL};
-
     if (listener < 0)
         set_up();
     talk.count = talk.length = 0;
     talk.secret[0] = '\0';
-    qga = vf_qga_new(talk.loop, on_lost, NULL, &log);
+    qga = vf_qga_new(talk.loop, talk_on_lost, NULL, &talk_log);
     CALL_BEGINS(&talk);
     connect_it();
     CALL_ENDS(&talk);

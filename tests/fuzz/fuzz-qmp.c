@@ -19,20 +19,6 @@ on_event(void *owner, const char *name, struct json_object *data)
 }
 
 static void
-on_lost(void *owner, const char *why)
-{
-    (void)owner;
-    MUST(!talk.inside && is_plain(why) && talk_is_settled());
-}
-
-static void
-on_log(void *data, enum vmfrost_log_level level, const char *line)
-{
-    (void)data, (void)level;
-    MUST(is_plain(line));
-}
-
-static void
 hear(void)
 {
     talk_hear("\"id\":\"", "0123456789abcdef");
@@ -101,14 +87,13 @@ act(char what)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct vf_qmp_hooks hooks = {.event = on_event, .lost = on_lost};
-    static const struct vf_log log = {on_log, NULL};
+    static const struct vf_qmp_hooks hooks = {.event = on_event, .lost = talk_on_lost};
 
     if (!talk.loop)
         talk = (struct talk){.loop = ev_loop_new(EVFLAG_AUTO), .fd = -1};
     talk.count = talk.length = 0;
     talk.secret[0] = '\0';
-    qmp = vf_qmp_new(talk.loop, &hooks, NULL, &log);
+    qmp = vf_qmp_new(talk.loop, &hooks, NULL, &talk_log);
     CALL_BEGINS(&talk);
     attach();
     CALL_ENDS(&talk);

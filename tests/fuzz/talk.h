@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "fuzz.h"
+#include "util/log.h"
 #include "wire/outcome.h"
 
 #define REQUESTS_MOST 64
@@ -77,6 +78,22 @@ talk_is_settled(void)
             return false;
     return true;
 }
+
+static void
+talk_on_lost(void *owner, const char *why)
+{
+    (void)owner;
+    MUST(!talk.inside && is_plain(why) && talk_is_settled());
+}
+
+static void
+talk_on_log(void *data, enum vmfrost_log_level level, const char *line)
+{
+    (void)data, (void)level;
+    MUST(is_plain(line));
+}
+
+static const struct vf_log talk_log = {.fn = talk_on_log};
 
 static inline void
 talk_hang_up(void)

@@ -594,7 +594,7 @@ measure(const char *what, bool as_group)
         /* What all have in common is no little, and a sanitizer has memory of its own. */
 #ifndef __SANITIZE_ADDRESS__
     if (fleet_count >= 200)
-        ok((double)grown / (double)fleet_count < (as_group ? 128 : 40),
+        ok((double)grown / (double)fleet_count < (as_group ? 64 : 40),
            "%s: not much memory for each", what);
 #endif
     diag("%s: %zu VMs in %.2f s (%.2f s of our CPU); each: median %.2f s, last %.2f s; frozen: "

@@ -33,7 +33,7 @@ keep_line(void *data, enum vmfrost_log_level level, const char *line)
     snprintf(logged + length, sizeof logged - length, "%s\n", line);
 }
 
-static const struct vf_log quiet = {NULL, NULL}, loud = {keep_line, NULL};
+static const struct vf_log quiet = {.fn = NULL}, loud = {.fn = keep_line};
 
 /* A path in the test's folder. Owned by the caller. */
 static char *

@@ -4,8 +4,11 @@
  */
 #include "wire/program.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -178,6 +181,44 @@ test_missing(void)
        "what is no program is not missing");
 }
 
+/* A FIFO holds nothing up; what is not there is left out. Nothing of ours stays open in the child,
+ * as long as it may take. */
+static void
+test_sync(void)
+{
+    struct heard heard = {0};
+    struct vmfrost_error error = {.code = VMFROST_OK};
+    char folder[] = "/tmp/vmfrost-program-XXXXXX", file[64], fifo[64];
+
+    if (!mkdtemp(folder))
+        return;
+    snprintf(file, sizeof file, "%s/file", folder);
+    snprintf(fifo, sizeof fifo, "%s/fifo", folder);
+    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int pair[2];
+
+    ok(fd >= 0 && write(fd, "dirty", 5) == 5 && mkfifo(fifo, 0600) == 0 && pipe(pair) == 0,
+       "what is to be written out");
+    const char *const paths[] = {"/no/such/file", fifo, file};
+    struct vf_program *program = vf_program_sync(loop, paths, 3, on_end, &heard, &error);
+
+    ok(program && vf_program_pid(program) > 0 && heard.calls == 0, "nothing is told at once");
+    close(pair[1]);
+    run_loop(10);
+    is_int(heard.calls, 1, "files are written out");
+    is_int(heard.status, 0, "... by a child of ours that has ended well");
+    ok(read(pair[0], file, 1) == 0, "... and keeps nothing of ours open");
+    vf_program_stop(program);
+    ok(waitpid(-1, NULL, WNOHANG) < 0, "... and is gone");
+    forget(&heard);
+    close(pair[0]);
+    close(fd);
+    unlink(fifo);
+    snprintf(file, sizeof file, "%s/file", folder);
+    unlink(file);
+    rmdir(folder);
+}
+
 int
 main(void)
 {
@@ -187,6 +228,7 @@ main(void)
     test_surroundings();
     test_stop();
     test_missing();
+    test_sync();
     ev_loop_destroy(loop);
     return done_testing();
 }

@@ -24,7 +24,7 @@ on_log(void *data, enum vmfrost_log_level level, const char *line)
     snprintf(log_text + length, sizeof log_text - length, "%d %s\n", (int)level, line);
 }
 
-static const struct vf_log logged = {on_log, NULL};
+static const struct vf_log logged = {.fn = on_log};
 
 static void on_reply(void *data, const struct vf_reply *reply);
 

@@ -384,7 +384,8 @@ static void
 test_log(void)
 {
     enum vmfrost_log_level level = VMFROST_LOG_WARNING;
-    const struct vf_log log = {on_log, &level}, nobody = {0};
+    const struct vf_log log = {.fn = on_log, .data = &level}, nobody = {.fn = NULL};
+    const struct vf_log warnings = {.fn = on_log, .data = &level, .warnings_only = true};
 
     vf_log(&log, VMFROST_LOG_INFO, "a %d\n", 1);
     ok(level == VMFROST_LOG_INFO && strcmp(logged, "a 1?") == 0, "one line, sanitized");
@@ -392,6 +393,11 @@ test_log(void)
     is_int((long long)strlen(logged), 1999, "cut");
     vf_log(&nobody, VMFROST_LOG_DEBUG, "x");
     is_int(log_count, 2, "nobody listens");
+    vf_log(&warnings, VMFROST_LOG_INFO, "x");
+    is_int(log_count, 2, "who wants warnings hears of nothing else");
+    vf_log(&warnings, VMFROST_LOG_WARNING, "w");
+    ok(log_count == 3 && level == VMFROST_LOG_WARNING && strcmp(logged, "w") == 0,
+       "... but of those");
 }
 
 /* Memory and owners */
