@@ -35,7 +35,8 @@ VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
 # nobody calls.
-SMALL_CFLAGS  := -flto=auto -fno-plt -fno-gcse -fno-asynchronous-unwind-tables -fstack-protector \
+SMALL_CFLAGS  := -flto=auto -fno-plt -fno-gcse -fno-caller-saves -fno-tree-ch -fno-tree-loop-im \
+                 -fno-tree-dominator-opts -fno-asynchronous-unwind-tables -fstack-protector \
                  -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed
 

@@ -235,6 +235,7 @@ struct vf_flow {
     double share_from, share_to; /* the part of the step that the job does, in percents */
     vf_flow_fn *on_job, *on_jobs_done, *on_unlimited;
     void (*on_looked)(struct vf_flow *flow);
+    void (*on_attached_disks)(struct vf_flow *flow);
     size_t look_end; /* the first question that is not asked this time */
     void (*on_files_synced)(struct vf_flow *flow, bool synced);
     void (*on_qemu)(struct vf_flow *flow);

@@ -504,22 +504,9 @@ on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 static void
-rehearse_attached(struct vf_flow *flow)
-{
-    if (vf_plug_expect_attached(flow))
-        vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
-    else
-        vf_end(flow, VF_REFUSED);
-}
-
-/* Only the whole graph tells what became of a disk that has left its device. */
-static void
 rehearse(struct vf_flow *flow)
 {
-    if (vf_plug_attached(flow))
-        rehearse_attached(flow);
-    else
-        vf_look_again(flow, rehearse_attached);
+    vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
 }
 
 static void
@@ -535,7 +522,7 @@ on_migration(struct vf_flow *flow, const struct vf_reply *reply)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_look_at_devices(flow, rehearse);
+    vf_plug_look(flow, rehearse);
 }
 
 static void
@@ -559,7 +546,7 @@ void
 vf_step_rehearse(struct vf_flow *flow)
 {
     if (flow->engine.conditions & VF_IF_STOPPED)
-        vf_look_at_devices(flow, rehearse);
+        vf_plug_look(flow, rehearse);
     else
         vf_ask(flow, "query-status", NULL, on_run_state);
 }

@@ -88,18 +88,35 @@ first_detached(const struct vf_flow *flow)
     return NULL;
 }
 
-bool
-vf_plug_attached(const struct vf_flow *flow)
-{
-    return !first_detached(flow);
-}
-
-bool
-vf_plug_expect_attached(struct vf_flow *flow)
+static void
+go_on_attached(struct vf_flow *flow)
 {
     const struct vf_cut *cut = first_detached(flow);
 
-    return !cut || was_unplugged(flow, cut);
+    if (!cut || was_unplugged(flow, cut))
+        flow->on_attached_disks(flow);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+/* Only the whole graph tells what became of a disk that has left its device. */
+static void
+on_devices(struct vf_flow *flow)
+{
+    if (first_detached(flow))
+        vf_look_again(flow, go_on_attached);
+    else
+        go_on_attached(flow);
+}
+
+void
+vf_plug_look(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
+{
+    flow->on_attached_disks = fn;
+    if (flow->engine.conditions & VF_IF_STOPPED)
+        vf_look_again(flow, go_on_attached);
+    else
+        vf_look_at_devices(flow, on_devices);
 }
 
 static bool

@@ -106,10 +106,9 @@ void vf_disks_cut(struct vf_flow *flow);
 void vf_plug_deleted(struct vf_flow *flow, const char *path);
 /* False with the refusal if a disk that is to be cut was unplugged, as far as events tell. */
 bool vf_plug_unchanged(struct vf_flow *flow);
-/* By the facts, which were just asked again: is each disk still in its device? */
-bool vf_plug_attached(const struct vf_flow *flow);
-/* The same, with the refusal; the facts hold a graph of now, too, which says why not. */
-bool vf_plug_expect_attached(struct vf_flow *flow);
+/* Asks QEMU: `fn` is called if each disk that is to be cut is still in its device; else the step
+ * ends with the refusal. */
+void vf_plug_look(struct vf_flow *flow, void (*fn)(struct vf_flow *flow));
 /* Warns of disks that were unplugged after the cut, and of those that are new. */
 void vf_plug_compare(struct vf_flow *flow);
 

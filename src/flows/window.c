@@ -72,8 +72,7 @@ vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
 static void
 cut_next(struct vf_flow *flow)
 {
-    vf_end(flow,
-           vf_plug_attached(flow) && vf_journal_state(flow, "cutting", NULL) ? VF_OK : VF_REFUSED);
+    vf_end(flow, vf_journal_state(flow, "cutting", NULL) ? VF_OK : VF_REFUSED);
 }
 
 /* Forks the guard and writes to the journal that a thaw will be owed. QEMU gets the cut to read,
@@ -90,7 +89,7 @@ vf_step_guard(struct vf_flow *flow)
             vf_prime(flow, "transaction", vf_cut_transaction(flow));
         vf_ask_agent(flow, "guest-ping", NULL, on_alive);
     } else {
-        vf_look_at_devices(flow, cut_next);
+        vf_plug_look(flow, cut_next);
     }
 }
 
