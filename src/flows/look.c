@@ -196,7 +196,7 @@ deal_with_jobs(struct vf_flow *flow)
 }
 
 /* What operations cannot do without, whichever: nothing is begun that could not be undone. (No
- * argument that is sent is younger than 5.2.) */
+ * argument that is sent is younger than 5.2.) In the order of strcmp(). */
 static const char *const commands_needed[] = {
     "block-commit",
     "block-job-cancel",
@@ -226,29 +226,35 @@ static const char *const commands_needed[] = {
     "transaction",
     "x-debug-query-block-graph",
 };
+#define COMMANDS_NEEDED (sizeof commands_needed / sizeof *commands_needed)
 
-static bool
-has_command(const struct vf_flow *flow, const char *name)
+static int
+compare_command(const void *name, const void *entry)
 {
-    for (size_t i = 0; i < vf_json_length(flow->facts.commands); i++) {
-        const char *known = vf_json_string(vf_json_at(flow->facts.commands, i), "name");
-
-        if (known && strcmp(known, name) == 0)
-            return true;
-    }
-    return false;
+    return strcmp(name, *(const char *const *)entry);
 }
 
 /* False: the step has ended. A list without any names tells nothing. */
 static bool
 is_new_enough(struct vf_flow *flow)
 {
+    bool known[COMMANDS_NEEDED] = {false}, tells = false;
     char missing[sizeof flow->error.text / 2] = "";
 
-    if (!has_command(flow, "query-commands"))
+    for (size_t i = 0; i < vf_json_length(flow->facts.commands); i++) {
+        const char *name = vf_json_string(vf_json_at(flow->facts.commands, i), "name");
+        const char *const *needed = name ? bsearch(name, commands_needed, COMMANDS_NEEDED,
+                                                   sizeof *commands_needed, compare_command)
+                                         : NULL;
+
+        if (needed)
+            known[needed - commands_needed] = true;
+        tells = tells || vf_same(name, "query-commands");
+    }
+    if (!tells)
         return true;
-    for (size_t i = 0; i < sizeof commands_needed / sizeof *commands_needed; i++)
-        if (!has_command(flow, commands_needed[i])) {
+    for (size_t i = 0; i < COMMANDS_NEEDED; i++)
+        if (!known[i]) {
             size_t length = strlen(missing);
 
             snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "",
