@@ -208,7 +208,6 @@ check: bootstrap
 	$(Q)$(MAKE) --no-print-directory check-tsan lint
 	$(Q)$(MAKE) --no-print-directory check-qemu
 	$(Q)$(MAKE) --no-print-directory check-guest
-	$(Q)$(MAKE) --no-print-directory check-other
 
 check-unit: all unit
 	$(Q)$(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '' $(UNIT_BIN)

@@ -107,7 +107,7 @@ static void
 buffer_add(struct buffer *buffer, const void *bytes, size_t length)
 {
     if (buffer->length == 0) {
-        *buffer = (struct buffer){(unsigned char *)(uintptr_t)bytes, length, 0};
+        *buffer = (struct buffer){(unsigned char *)bytes, length, 0};
         return;
     }
     buffer_reserve(buffer, length);

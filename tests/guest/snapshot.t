@@ -115,10 +115,12 @@ def logged_window(site):
     site.expect(0, "delete", "web@window")
 
 
-# What the process may do in the window: talk to three sockets, look at names, rename, wait.
+# What the process may do in the window: talk to three sockets, look at names, rename, wait. A name is
+# turned in the folder that was looked into: by a handle, which reads nothing.
 CALLS = {"epoll_wait", "epoll_pwait", "epoll_ctl", "clock_gettime", "clock_gettime64", "read",
          "recv", "recvfrom", "recvmsg", "send", "sendto", "sendmsg", "lstat", "lstat64",
-         "newfstatat", "fstatat64", "rename", "renameat", "renameat2"}
+         "newfstatat", "fstatat64", "rename", "renameat", "renameat2", "openat O_PATH", "fcntl",
+         "close"}
 
 
 def calls_between(trace, begin, end):
@@ -130,7 +132,7 @@ def calls_between(trace, begin, end):
     answer = next(i for i, line in enumerate(own) if r'{\"return\": %d}' % FILE_SYSTEMS in line)
     last = next(i for i, line in enumerate(own) if end in line)
     return {line.split(None, 1)[1].replace("<... ", "").replace(" ", "(").split("(")[0]
-            for line in own[answer + 1:last]}
+            + (" O_PATH" if "O_PATH|O_DIRECTORY" in line else "") for line in own[answer + 1:last]}
 
 
 def traced_window(site, trace):
