@@ -401,7 +401,7 @@ help:
 	@echo 'make                build the command and the library (build/release)'
 	@echo 'make small | static the command for appliances, stripped: build/small/vmfrost, build/static/vmfrost'
 	@echo 'make demo           boot a guest, take a snapshot, look at it'
-	@echo 'make check          all tests (installs what they need; half an hour)'
+	@echo 'make check          all tests (installs what they need; forty minutes)'
 	@echo 'make check-unit     ... only these; also: check-fuzz check-build check-cli check-qemu check-guest check-other'
 	@echo 'make check-asan     the tests with address and undefined-behaviour sanitizers'
 	@echo 'make check-tsan     contexts in several threads, with the thread sanitizer'
