@@ -9,6 +9,7 @@
 
 #include "flows/flow.h"
 #include "flows/steps.h"
+#include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
@@ -56,6 +57,14 @@ vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
 
     vf_qmp_unprime(flow->qmp);
     pending->handle = vf_qmp_send(flow->qmp, command, arguments, on_qmp_reply, pending);
+}
+
+void
+vf_ask_qemu_io(struct vf_flow *flow, const char *node, const char *command, vf_flow_fn *fn)
+{
+    VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"%s\"", node, command);
+
+    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL), fn);
 }
 
 void

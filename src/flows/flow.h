@@ -333,6 +333,9 @@ void vf_ask(struct vf_flow *flow, const char *command, struct json_object *argum
  * else is asked in between takes the first half back. */
 void vf_prime(struct vf_flow *flow, const char *command, struct json_object *arguments);
 void vf_fire(struct vf_flow *flow, vf_flow_fn *fn);
+/* The human monitor's qemu-io, for what QMP has no command for. What it complains of is no error of
+ * the request's: the reply is its text. */
+void vf_ask_qemu_io(struct vf_flow *flow, const char *node, const char *command, vf_flow_fn *fn);
 /* Asks several things of QEMU at once: first each of them, then who is called when all are
  * answered: with the first reply that is not OK, if there is one; flow->batch.failed is then what
  * it is `about`. */

@@ -341,18 +341,8 @@ on_made_read_only(struct vf_flow *flow, const struct vf_reply *reply)
 static bool
 stays_writable(struct vf_flow *flow)
 {
-    const char *upper = upper_node(flow);
-
-    if (current(flow)->way != VF_GRAFT_UP || current(flow)->depth == 0)
-        return false;
-    for (size_t i = 0; upper && i < vf_json_length(flow->facts.nodes); i++) {
-        struct json_object *about = vf_json_at(flow->facts.nodes, i);
-        const char *name = vf_json_string(about, "node-name");
-
-        if (name && strcmp(name, upper) == 0)
-            return !vf_json_bool(about, "ro", true);
-    }
-    return false;
+    return current(flow)->way == VF_GRAFT_UP && current(flow)->depth > 0 &&
+           !vf_json_bool(vf_node_about(flow, upper_node(flow)), "ro", true);
 }
 
 static void
@@ -369,14 +359,10 @@ on_chain_looked(struct vf_flow *flow)
                   length, graft->length);
         return;
     }
-    if (!stays_writable(flow)) {
+    if (stays_writable(flow))
+        vf_ask_qemu_io(flow, upper_node(flow), "reopen -r", on_made_read_only);
+    else
         drop_leftovers(flow);
-        return;
-    }
-    VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"reopen -r\"", upper_node(flow));
-
-    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL),
-           on_made_read_only);
 }
 
 /* Images that a daemon closes are all on disk; a running QEMU flushes what it opens read-only, and
@@ -513,9 +499,7 @@ static void
 flush(struct vf_flow *flow)
 {
     const char *node = current(flow)->way == VF_GRAFT_UP ? upper_node(flow) : lower_node(flow);
-    VF_AUTO_FREE char *line = vf_printf("qemu-io %s flush", node ? node : "");
-
-    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL), on_flushed);
+    vf_ask_qemu_io(flow, node ? node : "", "flush", on_flushed);
 }
 
 static void

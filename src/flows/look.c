@@ -74,17 +74,23 @@ vf_facts_forget(struct vf_flow *flow)
     release_from(flow, QUESTION_CHARDEV);
 }
 
-const char *
-vf_node_file(const struct vf_flow *flow, const char *node)
+struct json_object *
+vf_node_about(const struct vf_flow *flow, const char *node)
 {
-    for (size_t i = 0; i < vf_json_length(flow->facts.nodes); i++) {
+    for (size_t i = 0; node && i < vf_json_length(flow->facts.nodes); i++) {
         struct json_object *about = vf_json_at(flow->facts.nodes, i);
         const char *name = vf_json_string(about, "node-name");
 
         if (name && strcmp(name, node) == 0)
-            return vf_json_string(about, "file");
+            return about;
     }
     return NULL;
+}
+
+const char *
+vf_node_file(const struct vf_flow *flow, const char *node)
+{
+    return vf_json_string(vf_node_about(flow, node), "file");
 }
 
 const struct vf_view *

@@ -454,10 +454,7 @@ on_made_writable(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 make_writable(struct vf_flow *flow)
 {
-    VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"reopen -w\"", current(flow)->node);
-
-    vf_ask(flow, "human-monitor-command", vf_json_strings("command-line", line, NULL),
-           on_made_writable);
+    vf_ask_qemu_io(flow, current(flow)->node, "reopen -w", on_made_writable);
 }
 
 static void

@@ -106,7 +106,7 @@ on_devices(struct vf_flow *flow)
     if (first_detached(flow))
         vf_look_again(flow, go_on_attached);
     else
-        go_on_attached(flow);
+        flow->on_attached_disks(flow);
 }
 
 void

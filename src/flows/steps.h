@@ -51,6 +51,8 @@ void vf_facts_release(struct vf_flow *flow);
 /* All that vf_look_again() asks for anew, and which is most of what a VM that waits for others
  * takes up. */
 void vf_facts_forget(struct vf_flow *flow);
+/* What QEMU tells of a node; borrowed; NULL if there is no such node. */
+struct json_object *vf_node_about(const struct vf_flow *flow, const char *node);
 /* The file name of a node as QEMU knows it; borrowed; NULL if there is no such node. */
 const char *vf_node_file(const struct vf_flow *flow, const char *node);
 /* Asks for the disks, the nodes and the graph anew; `fn` is not called if that fails (the step then
