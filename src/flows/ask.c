@@ -60,6 +60,14 @@ vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
 }
 
 void
+vf_ask_for(struct vf_flow *flow, const char *command, const char *const *words, size_t count,
+           vf_flow_fn *fn)
+{
+    vf_ask(flow, command, NULL, fn);
+    vf_qmp_look_for(flow->qmp, flow->pending->handle, words, count);
+}
+
+void
 vf_ask_qemu_io(struct vf_flow *flow, const char *node, const char *command, vf_flow_fn *fn)
 {
     VF_AUTO_FREE char *line = vf_printf("qemu-io %s \"%s\"", node, command);

@@ -72,7 +72,6 @@ typedef void vf_flow_fn(struct vf_flow *flow, const struct vf_reply *reply);
 /* Replies to the questions of the step "look", owned; NULL: not asked. */
 struct vf_facts {
     struct json_object *status, *migrate, *jobs, *block_jobs, *block, *nodes, *graph, *chardev;
-    struct json_object *commands;
     struct json_object *hotplugged; /* of each device of a disk, by query-block's "qdev" */
 };
 
@@ -329,7 +328,10 @@ bool vf_expect(struct vf_flow *flow, const struct vf_reply *reply, const char *f
 /* Asks QEMU; `arguments` is owned by the call. The callback cannot come after the step's end. */
 void vf_ask(struct vf_flow *flow, const char *command, struct json_object *arguments,
             vf_flow_fn *fn);
-/* The same in two halves: first all that QEMU has to read but the last byte, then that. Whatever
+/* The same for a long answer of which only `words` are of interest: see vf_qmp_look_for(). */
+void vf_ask_for(struct vf_flow *flow, const char *command, const char *const *words, size_t count,
+                vf_flow_fn *fn);
+/* vf_ask() in two halves: first all that QEMU has to read but the last byte, then that. Whatever
  * else is asked in between takes the first half back. */
 void vf_prime(struct vf_flow *flow, const char *command, struct json_object *arguments);
 void vf_fire(struct vf_flow *flow, vf_flow_fn *fn);

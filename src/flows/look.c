@@ -27,7 +27,6 @@ struct question {
 #define FACT(name) offsetof(struct vf_facts, name)
 
 static const struct question questions[] = {
-    {"query-commands", FACT(commands), false}, /* first: it tells what QEMU cannot do at all */
     {"query-status", FACT(status), false},
     {"query-migrate", FACT(migrate), false},
     {"query-chardev", FACT(chardev), false},
@@ -240,15 +239,18 @@ compare_command(const void *name, const void *entry)
     return strcmp(name, *(const char *const *)entry);
 }
 
-/* False: the step has ended. A list without any names tells nothing. */
-static bool
-is_new_enough(struct vf_flow *flow)
+/* The first answer: the step ends if QEMU cannot do it all. Without a value all of them are there;
+ * a list without any names tells nothing. */
+static void
+on_commands(struct vf_flow *flow, const struct vf_reply *reply)
 {
     bool known[COMMANDS_NEEDED] = {false}, tells = false;
     char missing[sizeof flow->error.text / 2] = "";
 
-    for (size_t i = 0; i < vf_json_length(flow->facts.commands); i++) {
-        const char *name = vf_json_string(vf_json_at(flow->facts.commands, i), "name");
+    if (!vf_expect(flow, reply, "query-commands"))
+        return;
+    for (size_t i = 0; i < vf_json_length(reply->value); i++) {
+        const char *name = vf_json_string(vf_json_at(reply->value, i), "name");
         const char *const *needed = name ? bsearch(name, commands_needed, COMMANDS_NEEDED,
                                                    sizeof *commands_needed, compare_command)
                                          : NULL;
@@ -257,9 +259,7 @@ is_new_enough(struct vf_flow *flow)
             known[needed - commands_needed] = true;
         tells = tells || vf_same(name, "query-commands");
     }
-    if (!tells)
-        return true;
-    for (size_t i = 0; i < COMMANDS_NEEDED; i++)
+    for (size_t i = 0; tells && i < COMMANDS_NEEDED; i++)
         if (!known[i]) {
             size_t length = strlen(missing);
 
@@ -267,12 +267,11 @@ is_new_enough(struct vf_flow *flow)
                      commands_needed[i]);
         }
     if (!*missing)
-        return true;
+        return;
     vf_note(flow, VMFROST_FAILED, "QEMU %s cannot do what vmfrost needs: it has no %s",
             flow->qemu_version, missing);
     vf_advise(flow, OTHER_QEMU);
     vf_end(flow, VF_REFUSED);
-    return false;
 }
 
 /* They come in the order of the questions. */
@@ -286,12 +285,6 @@ on_answer(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     json_object_put(*slot);
     *slot = json_object_get(reply->value);
-    if (question->fact == FACT(commands)) {
-        if (!is_new_enough(flow))
-            return;
-        json_object_put(*slot); /* long, and of no further use */
-        *slot = NULL;
-    }
     flow->at++;
 
     if (flow->at == flow->look_end)
@@ -559,5 +552,6 @@ vf_step_look(struct vf_flow *flow)
     }
     flow->on_looked = ask_hotplugged;
     flow->look_end = QUESTION_COUNT;
+    vf_ask_for(flow, "query-commands", commands_needed, COMMANDS_NEEDED, on_commands);
     ask_from(flow, 0);
 }

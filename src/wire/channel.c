@@ -362,11 +362,13 @@ channel_message(struct vf_channel *channel)
 {
     const char *text = (const char *)channel->rx.bytes + channel->frame.start;
     size_t length = channel->frame.scanned - channel->frame.start;
+    bool suffices =
+        channel->hooks.suffices && channel->hooks.suffices(channel->owner, text, length);
     /* json-c counts a scalar as a level of its own, and gets room for each level. */
     VF_AUTO_JSON struct json_object *message =
-        vf_json_parse(text, length, channel->frame.deepest + 2);
+        suffices ? NULL : vf_json_parse(text, length, channel->frame.deepest + 2);
 
-    if (!message) {
+    if (!message && !suffices) {
         channel_garbled(channel, "no JSON");
         return;
     }

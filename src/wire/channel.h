@@ -29,7 +29,9 @@ struct vf_channel;
 /* All strings are plain text, fit to be shown, and live until the hook returns. */
 struct vf_channel_hooks {
     void (*connected)(void *owner);
-    /* One JSON object. Borrowed. */
+    /* All that is wanted of this message is that it came: then it is not parsed. May be NULL. */
+    bool (*suffices)(void *owner, const char *text, size_t length);
+    /* One JSON object, borrowed; NULL: one that suffices as it came. */
     void (*message)(void *owner, struct json_object *message);
     /* NULL where the rules know no markers. */
     void (*marker)(void *owner);

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "wire/frame.h"
 
+#include <assert.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
 #define MARKER 0xff
 
 void
@@ -100,4 +105,41 @@ vf_frame_scan(struct vf_frame *frame, const struct vf_frame_rules *rules,
             return found;
     }
     return VF_FOUND_NOTHING;
+}
+
+struct string {
+    const char *text;
+    size_t length;
+};
+
+static int
+compare_string(const void *key, const void *entry)
+{
+    const struct string *string = key;
+    const char *wanted = *(const char *const *)entry;
+    int order = strncmp(string->text, wanted, string->length);
+
+    return order ? order : -(wanted[string->length] != '\0');
+}
+
+bool
+vf_frame_has(const char *message, size_t length, const char *const *wanted, size_t count)
+{
+    const char *at = message, *end = message + length;
+    uint64_t found = 0;
+
+    assert(count > 0 && count <= 64);
+    while ((at = memchr(at, '"', (size_t)(end - at)))) {
+        const char *start = ++at;
+
+        while (at < end && *at != '"')
+            at += *at == '\\' && end - at > 1 ? 2 : 1;
+        const struct string string = {start, (size_t)(at - start)};
+        const char *const *known = bsearch(&string, wanted, count, sizeof *wanted, compare_string);
+
+        if (known)
+            found |= UINT64_C(1) << (known - wanted);
+        at += at < end;
+    }
+    return found == UINT64_MAX >> (64 - count);
 }

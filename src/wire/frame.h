@@ -48,4 +48,8 @@ enum vf_found vf_frame_scan(struct vf_frame *frame, const struct vf_frame_rules 
 /* Goes on behind what is scanned: with the next message, or with skipping to a marker. */
 void vf_frame_next(struct vf_frame *frame, bool skipping);
 
+/* Each of `wanted` stands in the message as a string, wherever. In the order of strcmp(), no more
+ * than 64, none with what JSON escapes. */
+bool vf_frame_has(const char *message, size_t length, const char *const *wanted, size_t count);
+
 #endif

@@ -52,7 +52,9 @@ struct request {
     uint64_t number;
     vf_reply_fn *fn; /* NULL: forgotten, the reply is only waited for to be dropped */
     void *data;
-    char *why; /* in `ended` only */
+    char *why;                /* in `ended` only */
+    const char *const *words; /* which suffice: vf_qmp_look_for() */
+    size_t word_count;
 };
 
 /* First in, first out. */
@@ -482,12 +484,28 @@ qmp_on_idless(struct vf_qmp *qmp, struct json_object *message)
     request_finish_unknown(requests_take(&qmp->sent, only->number), why);
 }
 
+/* Replies come in the order of the requests. */
+static bool
+qmp_suffices(void *owner, const char *text, size_t length)
+{
+    const struct vf_qmp *qmp = owner;
+    const struct request *request = qmp->sent.first;
+
+    if (!request || !request->words)
+        return false;
+    VF_AUTO_FREE char *id = vf_printf("\"%s-%" PRIu64 "\"", qmp->random, request->number);
+
+    return memmem(text, length, id, strlen(id)) &&
+           vf_frame_has(text, length, request->words, request->word_count);
+}
+
+/* NULL: the first one's, which suffices. */
 static void
 qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
 {
-    uint64_t number = qmp_number(qmp, message);
+    uint64_t number = message ? qmp_number(qmp, message) : qmp->sent.first->number;
     char words[VF_WORDS_SIZE];
-    struct vf_reply reply;
+    struct vf_reply reply = {VF_OK, NULL, ""};
 
     if (number == 0) {
         if (json_object_object_get_ex(message, "id", NULL))
@@ -502,7 +520,7 @@ qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
         qmp->complains_before = 0;
     if (!request) {
         qmp_dropped(qmp, "a second answer to one request");
-    } else if (vf_reply_read(message, &reply, words)) {
+    } else if (!message || vf_reply_read(message, &reply, words)) {
         request_finish(request, &reply);
     } else {
         VF_AUTO_FREE char *why =
@@ -686,12 +704,23 @@ vf_qmp_forget(struct vf_qmp *qmp, uint64_t handle)
     request_free(requests_take(&qmp->ended, handle));
 }
 
+void
+vf_qmp_look_for(struct vf_qmp *qmp, uint64_t handle, const char *const *words, size_t count)
+{
+    for (struct request *request = qmp->sent.first; request; request = request->next)
+        if (request->number == handle) {
+            request->words = words;
+            request->word_count = count;
+        }
+}
+
 struct vf_qmp *
 vf_qmp_new(struct ev_loop *loop, const struct vf_qmp_hooks *hooks, void *owner,
            const struct vf_log *log)
 {
     static const struct vf_channel_hooks channel_hooks = {
         .connected = qmp_on_connected,
+        .suffices = qmp_suffices,
         .message = qmp_on_message,
         .garbled = qmp_on_garbled,
         .lost = qmp_on_lost,

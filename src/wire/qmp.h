@@ -84,6 +84,11 @@ uint64_t vf_qmp_send(struct vf_qmp *qmp, const char *command, struct json_object
 uint64_t vf_qmp_send_oob(struct vf_qmp *qmp, const char *command, struct json_object *arguments,
                          vf_reply_fn *fn, void *data);
 
+/* A reply to this request in which each of `words` stands is OK without a value, and is not parsed:
+ * for long lists of which nothing but that is of interest. Any other is as it would be without. In
+ * the order of strcmp(), no more than 64, not copied. */
+void vf_qmp_look_for(struct vf_qmp *qmp, uint64_t handle, const char *const *words, size_t count);
+
 /* QEMU reads its monitor a byte at a time, which takes it longer than what it is asked for. So a
  * request can be sent before its time, all but the last byte: QEMU has read it when it counts.
  *

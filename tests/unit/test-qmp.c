@@ -5,6 +5,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
+#include "wire/frame.h"
 
 #define GREETING                                                                                   \
     "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, "             \
@@ -1005,6 +1006,75 @@ test_words(void)
         ok(!vf_words_tell_of_lock(others[i]), "no lock: %s", others[i]);
 }
 
+static bool
+has(const char *message)
+{
+    static const char *const wanted[] = {"cont", "query-block", "query-block-jobs", "stop"};
+    size_t length = strlen(message);
+    char *exact = memcpy(vf_alloc(length + !length), message, length); /* for the sanitizers */
+    bool found = vf_frame_has(exact, length, wanted, sizeof wanted / sizeof *wanted);
+
+    free(exact);
+    return found;
+}
+
+/* Long lists of which only some words matter. */
+static void
+test_look_for(void)
+{
+    static const char *const words[] = {"cont", "stop"};
+    uint64_t handle;
+
+    ok(has("[\"stop\", \"query-block\", \"x\", \"query-block-jobs\", \"cont\"]"), "all words");
+    ok(has("\"stop\"\"query-block\"\"a\\\"b\"\"query-block-jobs\"\"cont\""), "behind an escape");
+    ok(!has("[\"stop\", \"query-block-jobs\", \"cont\"]"), "one is only the beginning of another");
+    ok(!has("[\"stop\", \"query-block\", \"cont\", \"query-block-job\"]"), "one is cut short");
+    ok(!has("[\"stop\", \"query-block\", \"query-block-jobs\", \"\\\"cont\\\"\"]"),
+       "one stands inside of a string");
+    ok(!has("stop cont query-block query-block-jobs"), "no strings");
+    ok(!has("") && !has("\"") && !has("\"\\") && !has("\"\\\"") && !has("\"stop"), "broken ones");
+
+    ready();
+    handle = ask("query-commands", "a");
+    vf_qmp_look_for(qmp, handle, words, 2);
+    ask("query-status", "b");
+    hear("query-commands");
+    peer_say(&peer, "{\"event\": \"STOP\", \"data\": {\"words\": [\"cont\", \"stop\"]}}");
+    answer("{\"return\": [{\"name\": \"stop\"}, {\"name\": \"cont\"}], \"id\": \"other-1\"}");
+    answer("{\"return\": [{\"name\": \"stop\"}, {\"name\": \"x\"}, {\"name\": \"cont\"}], \"id\": "
+           "\"$\"}");
+    hear("query-status");
+    answer("{\"return\": [{\"name\": \"stop\"}, {\"name\": \"cont\"}], \"id\": \"$\"}");
+    UNTIL(told("b OK"));
+    is_story("EVENT STOP {\"words\":[\"cont\",\"stop\"]}\n"
+             "a OK nothing\n"
+             "b OK [{\"name\":\"stop\"},{\"name\":\"cont\"}]\n",
+             "the words suffice, in the answer to this request alone");
+
+    handle = ask("query-commands", "c");
+    vf_qmp_look_for(qmp, handle, words, 2);
+    hear("query-commands");
+    answer("{\"id\": \"$\", \"return\": [{\"name\": \"stop\"}]}");
+    UNTIL(told("c OK"));
+    is_story("c OK [{\"name\":\"stop\"}]\n", "one is missing: the answer");
+
+    handle = ask("query-commands", "d");
+    vf_qmp_look_for(qmp, handle, words, 2);
+    hear("query-commands");
+    answer("{\"id\": \"$\", \"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no\"}}");
+    UNTIL(told("d REFUSED"));
+    is_story("d REFUSED no\n", "an error");
+
+    handle = ask("query-commands", "e");
+    vf_qmp_look_for(qmp, handle, words, 2);
+    hear("query-commands");
+    act_on = 'e', act = 'f';
+    answer("{\"return\": [\"stop\", \"cont\"], \"id\": \"$\"}");
+    UNTIL(told("e OK"));
+    is_story("e OK nothing\n", "the callback may free the client");
+    part();
+}
+
 int
 main(void)
 {
@@ -1022,5 +1092,6 @@ main(void)
     test_callbacks_that_act();
     test_prime();
     test_words();
+    test_look_for();
     return test_end();
 }
