@@ -11,6 +11,9 @@
 #include "store/disks.h"
 #include "util/cleanup.h"
 #include "util/json.h"
+#include "util/text.h"
+
+#define SEEN_AGAIN_MS 60000
 
 static const char *
 naming_name(enum vf_naming naming)
@@ -133,6 +136,18 @@ save(struct vf_flow *flow, struct json_object *document)
         vf_warn(flow, "the VM's disks cannot be remembered: %s", error.text);
 }
 
+/* It says the same, and as of a moment ago: that is not worth two flushes of the host's disk. */
+static bool
+is_remembered(struct json_object *document, struct json_object *before)
+{
+    const char *now = vf_json_string(document, "seen"), *then = vf_json_string(before, "seen");
+    int64_t now_ms, then_ms;
+
+    return then && vf_parse_time_ms(then, &then_ms) && vf_parse_time_ms(now, &now_ms) &&
+           then_ms <= now_ms && now_ms - then_ms < SEEN_AGAIN_MS &&
+           json_object_equal(vf_json_array(document, "disks"), vf_json_array(before, "disks"));
+}
+
 /* Nothing is remembered while no snapshot would be possible: a job or a migration hides what a disk
  * is, but not for long. */
 void
@@ -163,7 +178,8 @@ vf_disks_note(struct vf_flow *flow)
         }
         vf_json_add_string(document, "seen", now);
         vf_json_add(document, "disks", disks);
-        save(flow, document);
+        if (!is_remembered(document, before))
+            save(flow, document);
     }
     vf_plan_release(&plan);
 }

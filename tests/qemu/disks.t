@@ -5,6 +5,7 @@
 import json
 import os
 import sys
+from datetime import datetime, timezone
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import SIZE, Qemu, Tap, blockdev, drive, go_on, lab
@@ -51,8 +52,23 @@ def looking(t):
                   "... those that are left out with their reasons")
             t.is_(out.document.get("warnings"), [], "... and warns of nothing")
 
-        vm.vmfrost("status")
         path, = vm.state.glob("vms/*/disks.json")
+        for change, written, what in (
+                (lambda document: None, False, "what is known since a moment is not written again"),
+                (lambda document: document["disks"].pop(), True, "... what has changed since is"),
+                (lambda document: document.update(seen="2026-01-01T00:00:00Z"), True,
+                 "... and what was seen longer ago"),
+                (lambda document: document.update(seen="9999-01-01T00:00:00Z"), True,
+                 "... or in the future")):
+            document = json.loads(path.read_text())
+            document["seen"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            change(document)
+            path.write_text(json.dumps(document))
+            vm.vmfrost("status")
+            t.is_((path.read_text() != json.dumps(document), set(remembered(vm))),
+                  (written, {"cd0", "ro", *eligible}), what)
+
+        vm.vmfrost("status")
         before = path.read_text()
         command = vm.stop_at("guard", "snapshot", "@one", "--exclude", "plain-dev")
         t.is_(remembered(vm)["plain-dev"], eligible["plain-dev"],
