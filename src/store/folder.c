@@ -312,8 +312,7 @@ vf_document_save(const char *path, struct json_object *document, size_t most,
         return vf_fail(error, VMFROST_FAILED, "cannot write %s: %zu bytes are too many", path,
                        length);
     /* The name of a file may be no UTF-8, and a text with it no JSON. */
-    VF_AUTO_JSON struct json_object *again = vf_json_parse(text, length - 1, DOCUMENT_DEPTH);
-    if (!again)
+    if (!vf_json_readable(text, DOCUMENT_DEPTH))
         return vf_fail(error, VMFROST_FAILED,
                        "cannot write %s: a text in it is no UTF-8, or it is nested too deeply",
                        path);

@@ -63,10 +63,9 @@ append(struct vf_journal *journal, struct json_object *entry, bool first,
 
     assert(plain);
     size_t length = strlen(plain);
-    VF_AUTO_JSON struct json_object *again = vf_json_parse(plain, length, ENTRY_DEPTH);
     struct stat about;
 
-    if (!is_entry(again, first))
+    if (!is_entry(entry, first) || !vf_json_readable(plain, ENTRY_DEPTH))
         return vf_fail(error, VMFROST_FAILED,
                        "cannot write to %s what could not be read again: a text is no UTF-8, it is "
                        "nested too deeply, or it has no \"state\"",

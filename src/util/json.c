@@ -141,3 +141,39 @@ vf_json_parse(const char *text, size_t length, int depth)
     json_tokener_free(tokener);
     return whole ? VF_STEAL(value) : NULL;
 }
+
+/* How many bytes follow the first one of a character; -1: none begins so. */
+static int
+bytes_behind(unsigned char first)
+{
+    return first < 0x80             ? 0
+           : (first & 0xe0) == 0xc0 ? 1
+           : (first & 0xf0) == 0xe0 ? 2
+           : (first & 0xf8) == 0xf0 ? 3
+                                    : -1;
+}
+
+bool
+vf_json_readable(const char *text, int depth)
+{
+    bool in_string = false;
+    int level = 0;
+
+    for (const char *at = text; *at; at++) {
+        int more = bytes_behind((unsigned char)*at);
+
+        /* A scalar is a level of its own. */
+        if (more < 0 || level >= depth)
+            return false;
+        for (; more > 0; more--)
+            if (((unsigned char)*++at & 0xc0) != 0x80)
+                return false;
+        if (*at == '"')
+            in_string = !in_string;
+        else if (in_string)
+            at += *at == '\\';
+        else
+            level += (*at == '{' || *at == '[') - (*at == '}' || *at == ']');
+    }
+    return true;
+}

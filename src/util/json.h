@@ -40,5 +40,8 @@ struct json_object *vf_json_strings(const char *key, ...) __attribute__((sentine
 
 /* Parses a whole text, strictly; NULL if it is not one JSON value. Owned by the caller. */
 struct json_object *vf_json_parse(const char *text, size_t length, int depth);
+/* A text that json-c wrote can be read by vf_json_parse() with this depth: it nests no deeper, and
+ * no string in it is other than UTF-8, which json-c writes as it got it. */
+bool vf_json_readable(const char *text, int depth);
 
 #endif

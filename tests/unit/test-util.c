@@ -273,6 +273,62 @@ test_json(void)
     }
 }
 
+/* A value of its own kind of trouble: nested, or with bytes that may be no UTF-8. */
+static struct json_object *
+random_value(unsigned *seed, int depth)
+{
+    static const char bytes[] =
+        "a\"\\{}[]/\n\x01\x7f\x80\xbf\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80\xf8\xff";
+    struct json_object *array;
+    char text[4];
+    int kind = rand_r(seed) % 8;
+
+    if (depth == 0 || kind == 0) {
+        for (size_t i = 0; i < sizeof text; i++)
+            text[i] = kind < 5 ? 'x' : bytes[rand_r(seed) % (sizeof bytes - 1)];
+        if (kind == 6)
+            memcpy(text, "\xc3\xa4", 2);
+        return kind == 7 ? json_object_new_int(-1) : json_object_new_string_len(text, sizeof text);
+    }
+    if (kind == 1) {
+        struct json_object *object = json_object_new_object();
+
+        for (size_t i = 0; i < sizeof text - 1; i++)
+            text[i] = rand_r(seed) % 8 ? 'k' : bytes[rand_r(seed) % (sizeof bytes - 1)];
+        text[sizeof text - 1] = '\0';
+        vf_json_add(object, text, random_value(seed, depth - 1));
+        return object;
+    }
+    array = json_object_new_array();
+    for (int i = rand_r(seed) % 3; i >= 0; i--)
+        json_object_array_add(array, random_value(seed, depth - 1));
+    return array;
+}
+
+static void
+test_readable(void)
+{
+    enum { DEPTH = 5, CASES = 20000 };
+    unsigned seed = 1;
+    int readable = 0, wrong = 0;
+
+    for (int i = 0; i < CASES; i++) {
+        VF_AUTO_JSON struct json_object *value = json_object_new_array();
+
+        json_object_array_add(value, random_value(&seed, rand_r(&seed) % (DEPTH + 1)));
+        const char *text = json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN);
+        VF_AUTO_JSON struct json_object *again = vf_json_parse(text, strlen(text), DEPTH);
+
+        readable += vf_json_readable(text, DEPTH);
+        if (vf_json_readable(text, DEPTH) != (again != NULL) && wrong++ < 5)
+            diag("%s: %s", again ? "can be read" : "cannot be read", text);
+    }
+    is_int(wrong, 0, "what is readable can be read, and nothing else");
+    ok(readable > CASES / 10 && readable < CASES - CASES / 10,
+       "of both there were enough: %d of %d", readable, CASES);
+    ok(!vf_json_readable("\"\xe2\x82", DEPTH), "a character that is cut off");
+}
+
 /* Files */
 
 static void
@@ -454,6 +510,7 @@ main(void)
     test_names();
     test_small_text();
     test_json();
+    test_readable();
     test_files();
     test_errors();
     test_log();
