@@ -5,7 +5,9 @@
  * CONNECTING   connecting  greeting          set            nothing             -
  * GREETING     open        greeting, goes on set            nothing             -
  * NEGOTIATING  open        greeting, anew    set            qmp_capabilities    set
- * READY        open        off               -              requests            -
+ * READY        open        silence           -              requests            -
+ *
+ * `probe` is the request by which a silent peer is asked whether it has lost another one; 0: none.
  *
  * Moves: CLOSED -> CONNECTING -> GREETING -> NEGOTIATING -> READY, and from each to CLOSED.
  *
@@ -31,6 +33,7 @@
 /* query-block nests one level for each link of a chain. */
 #define DEPTH_MAX 300
 #define VALUES_MAX ((size_t)256 << 10)
+#define OUT_OF_BAND "exec-oob"
 
 enum qmp_state { QMP_CLOSED, QMP_CONNECTING, QMP_GREETING, QMP_NEGOTIATING, QMP_READY };
 
@@ -52,6 +55,8 @@ struct request {
     uint64_t number;
     vf_reply_fn *fn; /* NULL: forgotten, the reply is only waited for to be dropped */
     void *data;
+    char *command;
+    bool oob;
     char *why;                /* in `ended` only */
     const char *const *words; /* which suffice: vf_qmp_look_for() */
     size_t word_count;
@@ -74,7 +79,7 @@ struct vf_qmp {
     bool attached;    /* nobody else can be connected to it */
     char *path;       /* of its socket; if attached, its name */
     char *where;      /* for messages: which socket */
-    int greeting_ms, limit_ms;
+    int greeting_ms, limit_ms, silence_ms, silence_limit_ms;
     struct ev_timer timer;
     struct ev_idle idle; /* runs while something is untold */
     struct json_object *greeting;
@@ -84,7 +89,9 @@ struct vf_qmp {
 
     char random[17]; /* what all ids of this client begin with */
     uint64_t last;
+    uint64_t probe;
     uint64_t primed; /* the request that lacks its last byte; 0: none */
+    char *primed_command;
     /* One was taken back, and QEMU has not complained yet; it does so before it answers what was
      * sent behind that, which begins with this number. 0: nothing of the kind. */
     uint64_t complains_before;
@@ -124,6 +131,7 @@ request_free(struct request *request)
     if (!request)
         return;
     free(request->why);
+    free(request->command);
     free(request);
 }
 
@@ -140,9 +148,9 @@ request_finish(struct request *request, const struct vf_reply *reply)
 {
     vf_reply_fn *fn = request->fn;
     void *data = request->data;
-    char *why = request->why;
+    char *why = VF_STEAL(request->why);
 
-    free(request);
+    request_free(request);
     if (fn)
         fn(data, reply);
     free(why);
@@ -159,6 +167,14 @@ request_finish_unknown(struct request *request, const char *why)
 /* States */
 
 static void
+qmp_set_timer(struct vf_qmp *qmp, int ms)
+{
+    ev_timer_stop(qmp->loop, &qmp->timer);
+    ev_timer_set(&qmp->timer, ms / 1000., 0.);
+    ev_timer_start(qmp->loop, &qmp->timer);
+}
+
+static void
 qmp_set_state(struct vf_qmp *qmp, enum qmp_state state)
 {
     vf_log(&qmp->log, VMFROST_LOG_INFO, "qmp: %s -> %s", state_names[qmp->state],
@@ -168,9 +184,7 @@ qmp_set_state(struct vf_qmp *qmp, enum qmp_state state)
     switch (state) {
     case QMP_CONNECTING:
     case QMP_NEGOTIATING:
-        ev_timer_stop(qmp->loop, &qmp->timer);
-        ev_timer_set(&qmp->timer, qmp->limit_ms / 1000., 0.);
-        ev_timer_start(qmp->loop, &qmp->timer);
+        qmp_set_timer(qmp, qmp->limit_ms);
         break;
     case QMP_GREETING:
         break;
@@ -192,7 +206,8 @@ qmp_shut(struct vf_qmp *qmp)
     free(VF_STEAL(qmp->path));
     free(VF_STEAL(qmp->where));
     qmp->oob = false;
-    qmp->primed = qmp->complains_before = 0;
+    qmp->primed = qmp->complains_before = qmp->probe = 0;
+    free(VF_STEAL(qmp->primed_command));
     qmp_set_state(qmp, QMP_CLOSED);
 }
 
@@ -234,6 +249,8 @@ qmp_lose(struct vf_qmp *qmp, const char *why)
 
 /* Opening */
 
+static void qmp_on_silence(struct vf_qmp *qmp);
+
 static void
 qmp_dropped(struct vf_qmp *qmp, const char *what)
 {
@@ -269,8 +286,10 @@ qmp_on_timer(struct ev_loop *loop, struct ev_timer *timer, int revents)
         qmp_fail_open(qmp, "%s: %s greeted but does not answer (%g s): its main loop hangs",
                       qmp->where, qmp->peer, limit_s);
         break;
-    case QMP_CLOSED:
     case QMP_READY:
+        qmp_on_silence(qmp);
+        break;
+    case QMP_CLOSED:
         assert(!"a timer without an open");
         break;
     }
@@ -334,13 +353,44 @@ qmp_text(struct vf_qmp *qmp, const char *key, const char *command, struct json_o
                                                                 JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
+/* Somebody waits for the reply. */
+static bool
+request_is_wanted(const struct request *request)
+{
+    return request->fn && !request->oob;
+}
+
+static struct request *
+qmp_first_wanted(const struct vf_qmp *qmp)
+{
+    struct request *request = qmp->sent.first;
+
+    while (request && !request_is_wanted(request))
+        request = request->next;
+    return request;
+}
+
+/* QEMU was heard, or is asked for the first time. */
+static void
+qmp_note_life(struct vf_qmp *qmp)
+{
+    qmp->probe = 0;
+    if (qmp_first_wanted(qmp))
+        qmp_set_timer(qmp, qmp->silence_ms);
+    else
+        ev_timer_stop(qmp->loop, &qmp->timer);
+}
+
 /* Waits for the reply to what was sent, or ends it from the loop if it was not. `why` is owned. */
 static uint64_t
-qmp_await(struct vf_qmp *qmp, uint64_t number, char *why, vf_reply_fn *fn, void *data)
+qmp_await(struct vf_qmp *qmp, uint64_t number, const char *key, const char *command, char *why,
+          vf_reply_fn *fn, void *data)
 {
     struct request *request = vf_alloc(sizeof *request);
 
     request->number = number;
+    request->command = vf_strdup(command);
+    request->oob = strcmp(key, OUT_OF_BAND) == 0;
     request->fn = fn;
     request->data = data;
     if (why) {
@@ -349,6 +399,8 @@ qmp_await(struct vf_qmp *qmp, uint64_t number, char *why, vf_reply_fn *fn, void 
         ev_idle_start(qmp->loop, &qmp->idle);
     } else {
         requests_add(&qmp->sent, request);
+        if (qmp->state == QMP_READY && qmp_first_wanted(qmp) == request)
+            qmp_note_life(qmp);
     }
     return number;
 }
@@ -373,7 +425,28 @@ qmp_request(struct vf_qmp *qmp, enum qmp_state state, const char *key, const cha
         why = vf_printf("there is no connection to %s", qmp->peer);
     else if (!vf_channel_send(qmp->channel, text, strlen(text)))
         why = qmp_deaf(qmp);
-    return qmp_await(qmp, number, why, fn, data);
+    return qmp_await(qmp, number, key, command, why, fn, data);
+}
+
+/* While half a request is sent, nothing else can be: then there is nothing but to wait. */
+static void
+qmp_on_silence(struct vf_qmp *qmp)
+{
+    const struct request *waits = qmp_first_wanted(qmp);
+
+    if (!waits)
+        return;
+    if (!qmp->probe) {
+        qmp_set_timer(qmp, qmp->primed ? qmp->silence_ms : qmp->silence_limit_ms);
+        if (!qmp->primed)
+            qmp->probe = qmp_request(qmp, QMP_READY, "execute", "query-version", NULL, NULL, NULL);
+        return;
+    }
+    VF_AUTO_FREE char *why =
+        vf_printf("%s has not answered to %s, nor to anything else, for %g s", qmp->peer,
+                  waits->command, (qmp->silence_ms + qmp->silence_limit_ms) / 1000.);
+
+    qmp_lose(qmp, why);
 }
 
 static void
@@ -499,6 +572,24 @@ qmp_suffices(void *owner, const char *text, size_t length)
            vf_frame_has(text, length, request->words, request->word_count);
 }
 
+/* The reply to a request that was sent before this one has not come, and will not. */
+static bool
+qmp_misses_one(struct vf_qmp *qmp, uint64_t number)
+{
+    const struct request *missing = qmp_first_wanted(qmp), *its = qmp->sent.first;
+
+    while (its && its->number != number)
+        its = its->next;
+    if (!missing || missing->number >= number || !its || its->oob)
+        return false;
+    VF_AUTO_FREE char *why =
+        vf_printf("%s's answer to %s was lost: it has answered what it was asked later", qmp->peer,
+                  missing->command);
+
+    qmp_lose(qmp, why);
+    return true;
+}
+
 /* NULL: the first one's, which suffices. */
 static void
 qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
@@ -514,10 +605,15 @@ qmp_on_reply(struct vf_qmp *qmp, struct json_object *message)
             qmp_on_idless(qmp, message);
         return;
     }
-    struct request *request = requests_take(&qmp->sent, number);
+    struct request *request;
 
+    if (qmp_misses_one(qmp, number))
+        return;
+    request = requests_take(&qmp->sent, number);
     if (number >= qmp->complains_before)
         qmp->complains_before = 0;
+    if (qmp->state == QMP_READY)
+        qmp_note_life(qmp);
     if (!request) {
         qmp_dropped(qmp, "a second answer to one request");
     } else if (!message || vf_reply_read(message, &reply, words)) {
@@ -649,7 +745,7 @@ vf_qmp_send_oob(struct vf_qmp *qmp, const char *command, struct json_object *arg
                 vf_reply_fn *fn, void *data)
 {
     assert(qmp->state != QMP_READY || qmp->oob);
-    return qmp_request(qmp, QMP_READY, "exec-oob", command, arguments, fn, data);
+    return qmp_request(qmp, QMP_READY, OUT_OF_BAND, command, arguments, fn, data);
 }
 
 bool
@@ -659,8 +755,10 @@ vf_qmp_prime(struct vf_qmp *qmp, const char *command, struct json_object *argume
     VF_AUTO_FREE char *text = qmp_text(qmp, "execute", command, arguments, number);
 
     assert(!qmp->primed);
-    if (qmp->state == QMP_READY && vf_channel_send(qmp->channel, text, strlen(text) - 1))
+    if (qmp->state == QMP_READY && vf_channel_send(qmp->channel, text, strlen(text) - 1)) {
         qmp->primed = number;
+        qmp->primed_command = vf_strdup(command);
+    }
     return qmp->primed != 0;
 }
 
@@ -674,11 +772,12 @@ uint64_t
 vf_qmp_fire(struct vf_qmp *qmp, vf_reply_fn *fn, void *data)
 {
     uint64_t number = qmp->primed;
+    VF_AUTO_FREE char *command = VF_STEAL(qmp->primed_command);
 
     assert(number);
     qmp->primed = 0;
-    return qmp_await(qmp, number, vf_channel_send(qmp->channel, "}", 1) ? NULL : qmp_deaf(qmp), fn,
-                     data);
+    return qmp_await(qmp, number, "execute", command,
+                     vf_channel_send(qmp->channel, "}", 1) ? NULL : qmp_deaf(qmp), fn, data);
 }
 
 void
@@ -687,6 +786,7 @@ vf_qmp_unprime(struct vf_qmp *qmp)
     if (!qmp->primed)
         return;
     qmp->primed = 0;
+    free(VF_STEAL(qmp->primed_command));
     qmp->complains_before = qmp->last + 1;
     if (vf_channel_send(qmp->channel, "\xff", 1))
         return;
@@ -734,6 +834,8 @@ vf_qmp_new(struct ev_loop *loop, const struct vf_qmp_hooks *hooks, void *owner,
     qmp->log = *log;
     qmp->peer = "QEMU";
     qmp->greeting_ms = VF_QMP_GREETING_MS;
+    qmp->silence_ms = VF_QMP_SILENCE_MS;
+    qmp->silence_limit_ms = VF_QMP_SILENCE_LIMIT_MS;
     qmp->sent.end = &qmp->sent.first;
     qmp->ended.end = &qmp->ended.first;
     vf_random_hex(qmp->random);
@@ -741,6 +843,7 @@ vf_qmp_new(struct ev_loop *loop, const struct vf_qmp_hooks *hooks, void *owner,
     ev_init(&qmp->timer, qmp_on_timer);
     ev_init(&qmp->idle, qmp_on_idle);
     ev_set_priority(&qmp->idle, EV_MAXPRI);
+    ev_set_priority(&qmp->timer, EV_MINPRI); /* what has come already counts */
     qmp->timer.data = qmp->idle.data = qmp;
     return qmp;
 }
@@ -759,6 +862,13 @@ void
 vf_qmp_set_greeting_ms(struct vf_qmp *qmp, int ms)
 {
     qmp->greeting_ms = ms;
+}
+
+void
+vf_qmp_set_silence_ms(struct vf_qmp *qmp, int ms, int limit_ms)
+{
+    qmp->silence_ms = ms;
+    qmp->silence_limit_ms = limit_ms;
 }
 
 bool

@@ -7,6 +7,10 @@
  * somebody else is dropped; nothing that QEMU sends can grow memory beyond a cap, or reach a
  * callback unparsed. Out-of-band execution is enabled whenever QEMU offers it.
  *
+ * QEMU answers in the order in which it was asked. So an answer that overtakes another one proves
+ * that the other was lost; whoever waits for long asks something else to find that out. A
+ * connection that loses an answer is given up, and so is one that stays silent for minutes.
+ *
  * An error without an id (QEMU could not even read a request) ends the one request that is
  * outstanding UNKNOWN; with none or several outstanding nobody can tell whose it is, and it is
  * dropped. Before the reply to qmp_capabilities it is a former client's, and dropped too.
@@ -31,6 +35,10 @@ struct vf_qmp;
 #define VF_QMP_MESSAGE_MAX ((size_t)4 << 20)
 /* How long QEMU has for its greeting, and again for the reply to qmp_capabilities. */
 #define VF_QMP_GREETING_MS 4500
+/* How long it may be silent while something is asked, before it is asked something more; and from
+ * there on until it is given up: `stop` writes out all that is dirty on the host. */
+#define VF_QMP_SILENCE_MS 5000
+#define VF_QMP_SILENCE_LIMIT_MS (5 * 60 * 1000)
 
 struct vf_qmp_hooks {
     /* An event (`name` and `data` are QEMU's; `data` may be NULL). May be NULL. */
@@ -47,6 +55,7 @@ struct vf_qmp *vf_qmp_new(struct ev_loop *loop, const struct vf_qmp_hooks *hooks
 void vf_qmp_free(struct vf_qmp *qmp);
 /* For callers in a hurry, tests among them; holds from the next vf_qmp_open() on. */
 void vf_qmp_set_greeting_ms(struct vf_qmp *qmp, int ms);
+void vf_qmp_set_silence_ms(struct vf_qmp *qmp, int ms, int limit_ms);
 
 /* closed -> ready. Connects to the UNIX socket at `path` (or "tcp:HOST:PORT" for a numeric HOST)
  * and negotiates. OK: ready, `value` is the greeting's "QMP" object. UNKNOWN: closed again, and

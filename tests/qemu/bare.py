@@ -165,6 +165,7 @@ class Qemu:
             os.chmod(folder, 0o777)
         self.words = list(words)
         self.before = list(before)
+        self.descriptors = ()  # that it inherits
         self.running = running
         self.cwd = cwd or self.disks
         self.process = None
@@ -205,7 +206,7 @@ class Qemu:
                     if "-blockdev" in self.words}
         with open(self.run / "log", "ab") as log:
             self.process = lab.spawn(self.argv, cwd=self.cwd, stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log)
+                                     stdout=log, stderr=log, pass_fds=self.descriptors)
         wait_until(lambda: self.process.poll() is not None or self._answers(), what="QEMU's start",
                    interval=0.005)
         if self.process.poll() is not None:

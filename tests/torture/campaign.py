@@ -32,7 +32,6 @@ import lab  # behind world, which knows where it is
 from lab import LabError, Tap, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LOST_S = 20  # when a reply was lost, that no QEMU that lives would lose
 HANGS_S = 150  # an operation that is not done by then
 KEEP = 4  # snapshots, at most, from run to run
 
@@ -84,8 +83,6 @@ class Run:
         how, when = fault["how"], fault["when"]
         if how in ("inject", "twice", "bytes"):
             self.flags.add("lied")
-        if how == "drop" and when["link"] == "qmp":
-            self.flags.add("lost")
         if when["link"] == "qga" and how != "bytes":
             self.flags.add("agent-link")
 
@@ -219,10 +216,6 @@ class Run:
                 os.kill(self.command.pid, signal.SIGKILL)
                 self.command.process.wait()
                 break
-            if "lost" in self.flags and now - self.began > LOST_S:
-                # A joining waits for QEMU as long as its monitor is there: somebody has to end it.
-                self.flags.discard("lost")
-                os.kill(self.command.pid, signal.SIGTERM)
             while timed and now - self.began >= timed[0][0]:
                 self.act(timed.pop(0)[2])
             self.serve_proxy()

@@ -990,6 +990,108 @@ test_prime(void)
     part();
 }
 
+/* An answer that never comes, of a peer that lives and of one that does not. */
+static void
+test_silence(void)
+{
+    char first[64];
+
+    ready();
+    ask("x-lost", "a");
+    hear("x-lost");
+    ask("x-next", "b");
+    hear("x-next");
+    act_on = 'a', act = 's';
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    UNTIL(told("LOST"));
+    is_story("a UNKNOWN QEMU's answer to x-lost was lost: it has answered what it was asked later\n"
+             "b UNKNOWN QEMU's answer to x-lost was lost: it has answered what it was asked later\n"
+             "s UNKNOWN there is no connection to QEMU\n"
+             "LOST QEMU's answer to x-lost was lost: it has answered what it was asked later\n",
+             "an answer that is overtaken was lost, and nothing is believed any more");
+    part();
+
+    ready();
+    vf_qmp_forget(qmp, ask("x-lost", "a"));
+    ask("x-next", "b");
+    hear("x-lost");
+    hear("x-next");
+    answer("{\"return\": {}, \"id\": \"$\"}");
+    UNTIL(told("b"));
+    is_story("b OK {}\n", "where nobody waits for it any more, that does no harm");
+    part();
+
+    ready();
+    vf_qmp_set_silence_ms(qmp, 10, 60000);
+    ask("x-lost", "a");
+    hear("x-lost");
+    ok(hear("query-version"), "a silent peer is asked something else");
+    peer_say(&peer, "{\"event\": \"E\"}");
+    answer(
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such command\"}, \"id\": \"$\"}");
+    UNTIL(told("LOST"));
+    is_story("EVENT E null\n"
+             "a UNKNOWN QEMU's answer to x-lost was lost: it has answered what it was asked later\n"
+             "LOST QEMU's answer to x-lost was lost: it has answered what it was asked later\n",
+             "whatever it says to that");
+    part();
+
+    ready();
+    vf_qmp_set_silence_ms(qmp, 10, 60000);
+    ask("x-slow", "a");
+    hear("x-slow");
+    strcpy(first, id);
+    ask("x-next", "b");
+    hear("x-next");
+    ok(hear("query-version"), "a slow one as well");
+    char *text = vf_printf("{\"return\": 1, \"id\": \"%s\"}", first);
+
+    peer_say(&peer, text);
+    free(text);
+    UNTIL(told("a"));
+    is_story("a OK 1\n", "it answers after all");
+    ok(hear("query-version"), "and is asked again for the next");
+    part();
+
+    ready();
+    vf_qmp_set_silence_ms(qmp, 10, 20);
+    ask("x-lost", "a");
+    UNTIL(told("LOST"));
+    is_story("a UNKNOWN QEMU has not answered to x-lost, nor to anything else, for 0.03 s\n"
+             "LOST QEMU has not answered to x-lost, nor to anything else, for 0.03 s\n",
+             "a peer that answers nothing is given up");
+    part();
+
+    ready();
+    vf_qmp_set_silence_ms(qmp, 10, 20);
+    prime("x-prime");
+    turn_for(50);
+    fire("p");
+    UNTIL(told("LOST"));
+    is_story("p UNKNOWN QEMU has not answered to x-prime, nor to anything else, for 0.03 s\n"
+             "LOST QEMU has not answered to x-prime, nor to anything else, for 0.03 s\n",
+             "what was primed first");
+    part();
+
+    ready();
+    vf_qmp_set_silence_ms(qmp, 1, 1);
+    turn_for(10);
+    is_story("", "who is asked nothing may be silent");
+    vf_qmp_forget(qmp, ask("x-one", "a"));
+    turn_for(10);
+    peer_hear(&peer);
+    ok(vf_qmp_ready(qmp) && !strstr(peer.heard, "query-version"), "also if nobody waits any more");
+    ask("x-slow", "slow");
+    hear("x-one");
+    hear("x-slow");
+    prime("x-prime");
+    turn_for(10);
+    peer_hear(&peer);
+    ok(vf_qmp_ready(qmp) && !strstr(peer.heard, "query-version"),
+       "in the middle of a request nothing is asked");
+    part();
+}
+
 static void
 test_words(void)
 {
@@ -1091,6 +1193,7 @@ main(void)
     test_too_large();
     test_callbacks_that_act();
     test_prime();
+    test_silence();
     test_words();
     test_look_for();
     return test_end();

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A request of a deletion's, or QEMU's answer to it, is lost on the way, and the connection lives on:
+nobody waits for it for ever. The deletion ends, or says what to do; the guest goes on, and nothing is
+lost.
+
+    tests/qemu/lost.t [COMMAND]
+"""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "torture"))
+from bare import Qemu, Tap, drive, finish, lab
+from proxy import Proxy
+
+ONLY = sys.argv[1] if len(sys.argv) > 1 else ""
+SOON = 60  # seconds; without a limit it would wait for a day
+
+# The kernel remembers who began to listen, and vmfrost looks at what that process has open.
+LISTEN = ("import os, socket, sys; socket.socket(fileno=int(sys.argv[1])).listen(); "
+          "os.execvp(sys.argv[2], sys.argv[2:])")
+
+
+class Vm(Qemu):
+    """Behind a proxy."""
+
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        self.front = self.run / "front.sock"
+        self.proxy = Proxy({"qmp": (self.front, self.socket)})
+
+    def start(self):
+        sockets = self.proxy.bind()
+        self.descriptors = tuple(sock.fileno() for sock in sockets)
+        self.before = [sys.executable, "-c", LISTEN, *map(str, self.descriptors)]
+        super().start()
+        self.proxy.serve(sockets)
+        return self
+
+    def kill(self):
+        super().kill()
+        self.proxy.refuse()
+
+    def start_vmfrost(self, verb, *words, env=None):
+        return lab.start_vmfrost([verb, "--qmp", self.front, *words, "--json"], env=env,
+                                 state_dir=self.state)
+
+
+def begin(direction, command, nth):
+    """A deletion of which one unit is dropped."""
+    vm = Vm(drive("web")).start()
+    vm.write("web", 1, 0, 8)  # more than the overlay gets, which goes down into it therefore
+    vm.take("one")
+    vm.write("web", 2, 1)
+    vm.proxy.arm([{"number": 1, "do": "link", "how": "drop",
+                   "when": {"link": "qmp", "dir": direction, "label": command, "nth": nth}}])
+    return vm, time.monotonic(), vm.start_vmfrost("delete", "@one")
+
+
+def whole(vm, what):
+    found = vm.sees("web", 4), vm.status(), vm.read("web.qcow2", 4)
+    return [] if found == ([1, 2, 3, 1], "running", [1, 2, 3, 1]) else [f"{what}: {found}"]
+
+
+def end(t, name, vm, began, command):
+    out = finish(command)
+    took = time.monotonic() - began
+    wrong = []
+    vm.proxy.arm([])
+    vm.write("web", 3, 2)
+    wrong += whole(vm, "then")
+    if out.code == 0:
+        wrong.append("it went well?")
+    elif "lost" not in out.error:
+        wrong.append(f"{out.error}")
+    if "vmfrost recover" not in out.next:
+        wrong.append(f"what to do: {out.next}")
+    if took > SOON:
+        wrong.append(f"it took {took:.0f} s")
+    again = vm.vmfrost("recover")
+    if again.code or vm.names() != ["web.qcow2"] or vm.jobs() or vm.journal():
+        wrong.append(f"recover: {again.code} {again.error} {vm.names()} {vm.jobs()}")
+    wrong += whole(vm, "recovered")
+    t.is_(wrong, [], f"{name}: exit {out.code} after {took:.1f} s: {out.error[-120:]}")
+    vm.__exit__()
+
+
+def main():
+    with Tap() as t:
+        # All at once: most of it is waiting.
+        running = [(f"{command}, its {'request' if direction == 'req' else 'answer'}",
+                    *begin(direction, command, nth))
+                   for command, nth in (("human-monitor-command", 1), ("block-commit", 1), ("stop", 1),
+                                        ("cont", 1), ("query-jobs", 3), ("job-complete", 1),
+                                        ("job-finalize", 1), ("job-dismiss", 1))
+                   for direction in ("req", "rep") if ONLY in command]
+        for each in running:
+            end(t, *each)
+
+
+main()
