@@ -327,11 +327,12 @@ class Site:
         """What the checks of images and file systems say of a guest that is off: sentences."""
         wrong = []
         for disk in self.vm.disks:
-            with RawCopy(self.image(disk.name)) as raw:
-                words = ["xfs_repair", "-n"] if disk.fs == "xfs" else ["e2fsck", "-fn"]
-                done = run(*words, raw, check=False)
-                if done.returncode:
-                    wrong.append(f"{disk.name}: {done.stdout[-400:]}")
+            if disk.fs:
+                with RawCopy(self.image(disk.name)) as raw:
+                    words = ["xfs_repair", "-n"] if disk.fs == "xfs" else ["e2fsck", "-fn"]
+                    done = run(*words, raw, check=False)
+                    if done.returncode:
+                        wrong.append(f"{disk.name}: {done.stdout[-400:]}")
             wrong += self.damaged_tables(disk.name)
         return wrong
 

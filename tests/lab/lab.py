@@ -281,18 +281,18 @@ class _Lines:
 class Qmp:
     """A plain QMP client: one command at a time, events kept in `events`."""
 
-    def __init__(self, path, timeout=PATIENCE):
+    def __init__(self, path, timeout=PATIENCE, enable=()):
         self.sock = connect_unix(path, timeout)
         self.lines = _Lines(self.sock)
         self.events = []
         end = time.monotonic() + timeout
         self.greeting = json.loads(self.lines.line(end, "the greeting"))
-        self.command("qmp_capabilities", timeout=timeout)
+        self.command("qmp_capabilities", {"enable": list(enable)}, timeout)
 
-    def command(self, command, arguments=None, timeout=PATIENCE):
-        """Run a command; what it returns, or QmpError."""
+    def command(self, command, arguments=None, timeout=PATIENCE, out_of_band=False):
+        """Run a command; what it returns, or QmpError. Out-of-band commands have to be enabled."""
         token = secrets.token_hex(8)
-        request = {"execute": command, "id": token}
+        request = {"exec-oob" if out_of_band else "execute": command, "id": token}
         if arguments is not None:
             request["arguments"] = arguments
         self.sock.sendall(json.dumps(request).encode() + b"\n")

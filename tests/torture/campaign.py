@@ -34,6 +34,7 @@ from lab import LabError, Tap, wait_until
 ROOT = Path(__file__).resolve().parent.parent.parent
 HANGS_S = 150  # an operation that is not done by then
 KEEP = 4  # snapshots, at most, from run to run
+SMALL = "size=1g"  # where all is in a file system of its own
 
 
 def is_stopped(pid):
@@ -55,12 +56,12 @@ class Run:
         self.wrong = []
         self.done = []  # what was done, with its time
         self.timers = []
+        self.endings = []  # (timer, what ends a fault that lasts)
         self.resume_at = []  # (time, what) for this thread
         self.stopped_by_us = set()
         self.flags = set()
         self.began = time.monotonic()
         self.code = None
-        self.action = None
 
     # --- faults
 
@@ -76,7 +77,10 @@ class Run:
             return [self.command.pid] if self.command.process.poll() is None else []
         if who == "guard":
             return self.world.guards()
-        return [self.vm.pid] if self.vm.alive() else []
+        if who == "daemon":
+            return self.world.daemons()
+        vm = self.world.partner.vm if who == "partner" else self.vm
+        return [vm.pid] if vm.alive() else []
 
     def do_link(self, fault, _):
         """The proxy has done it."""
@@ -88,7 +92,7 @@ class Run:
 
     def do_kill(self, _, who):
         if who == "agent":
-            if self.reachable():
+            if self.guest_answers():
                 self.look()
                 self.vm.sh("lab agent kill", check=False)
                 self.flags.add("agent-killed")
@@ -98,13 +102,17 @@ class Run:
             self.vm.kill()
             self.flags.add("qemu-killed")
             return
+        if who == "partner":
+            self.world.partner.vm.kill()
+            self.flags.add("partner-killed")
+            return
         for pid in self.pids(who):
             os.kill(pid, signal.SIGKILL)
             self.flags.add(f"{who}-killed")
 
     def do_stop(self, fault, who):
         if who == "agent":
-            if self.reachable():
+            if self.guest_answers():
                 self.vm.sh(f"pid=$(lab agent pid) && kill -STOP $pid && "
                            f"(usleep {fault['ms'] * 1000}; kill -CONT $pid) "
                            "</dev/null >/dev/null 2>&1 &", check=False)
@@ -149,16 +157,39 @@ class Run:
             self.flags.add("paused")
             heapq.heappush(self.resume_at, time.monotonic() + fault["ms"] / 1000)
 
+    def later(self, fault, what):
+        """Does that, in the end of a fault that lasts; at the run's end at the latest."""
+        timer = threading.Timer(fault["ms"] / 1000, what)
+        timer.start()
+        self.endings.append((timer, what))
+
+    def do_fill(self, fault, _):
+        self.world.fill()
+        self.flags.add("full")
+        self.later(fault, self.world.make_room)
+
+    def do_hang(self, fault, _):
+        nbd = self.world.nbd
+        self.look()
+        nbd.stop()
+        self.flags.add("hung")
+        self.later(fault, nbd.yank if fault["yank"] else nbd.go_on)
+
     def reachable(self):
         """Is QEMU there and not stopped by us?"""
         return self.vm.alive() and self.vm.pid not in self.stopped_by_us
+
+    def guest_answers(self):
+        """Is there a guest's shell behind a main loop that goes round?"""
+        return self.guest_lives() and "hung" not in self.flags and not self.reset_happened() \
+            and self.running()
 
     def guest_lives(self):
         return self.reachable() and not self.flags & {"reset", "panic", "qemu-killed"}
 
     def look(self):
         """How much the guest has been promised, as late as can be told."""
-        if self.guest_lives() and not self.reset_happened() and self.running():
+        if self.guest_answers():
             with contextlib.suppress(LabError, ValueError):
                 self.world.acked = max(self.world.acked, int(
                     self.vm.sh("lab-writer acked", slack=10).out))
@@ -183,6 +214,9 @@ class Run:
         if op == "snapshot":
             self.target = f"r{self.about['run']}"
             return ["snapshot", name + self.target, *options]
+        if op == "group":
+            self.target = f"r{self.about['run']}"
+            return ["snapshot", self.world.name, self.world.partner.name, "@" + self.target, *options]
         if op in ("delete", "restore"):
             return [op, name + chosen, *options]
         return [op, self.world.name, *options]
@@ -260,12 +294,28 @@ class Run:
         for timer, pid in self.timers:
             timer.cancel()
             self.go_on(pid)
+        for timer, what in self.endings:
+            timer.cancel()
+            timer.join()
+            what()
+        if "hung" in self.flags:
+            self.world.nbd.go_on()
+            self.flags = self.flags - {"hung"} | {"was-hung"}
         if "paused" in self.flags and self.vm.alive():
             self.vm.qmp("cont")
+        # A guest whose write met a full file system waits for a person; in the middle of a restore, that
+        # person has to wait for vmfrost.
+        if "full" in self.flags and self.about["op"] != "restore":
+            self.go_on_from_full()
         if not self.vm.alive():
             self.flags.add("qemu-killed")
             self.vm.hang_up()
             self.vm.proxy.refuse()
+
+    def go_on_from_full(self):
+        for world in filter(None, (self.world, self.world.partner)):
+            if world.vm.alive() and world.vm.qmp("query-status")["status"] == "io-error":
+                world.vm.qmp("cont")
 
     def must_be_thawed(self):
         """Is there anybody left who thaws, before any recovery? While a joining ends, writes wait for
@@ -288,12 +338,8 @@ class Run:
         self.vm.wait_agent()
         self.flags.add("rebooted")
 
-    def recover(self, what):
-        words = ["recover", self.world.name, "--wait", "20s", "--json"]
-        done = self.world.run(*words)
-        lines = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
-        if lines and lines[-1].get("document"):
-            self.action = lines[-1]["document"].get("action")
+    def recover(self, what, world=None):
+        done = self.world.run("recover", (world or self.world).name, "--wait", "20s")
         if done.code:
             self.wrong.append(f"{what}: exit {done.code}: {done.err.strip()[-600:]}")
 
@@ -331,7 +377,7 @@ class Run:
             record = None
         phase = record and record["phase"]
         interrupted = journal.exists()
-        if op == "snapshot":
+        if op in ("snapshot", "group"):
             if code in (0, 7) and (phase != "Succeeded" or interrupted):
                 if not (code == 0 and "--keep-last" in self.about["options"]):
                     self.wrong.append(f"exit {code}, and the record says {phase}, journal: {interrupted}")
@@ -355,12 +401,15 @@ class Run:
         self.codes_are_true(done)
         if off:
             wait_until(lambda: not world.guards(), what="the guard's end, QEMU being gone")
+            wait_until(lambda: not world.daemons(), what="the storage daemon's end")
             if self.about["recover_off"]:
                 self.recover("recover, the VM being off")
                 wrong += world.stray_problems()
             world.boot()
             self.flags.add("rebooted")
         elif rebooted:
+            if "full" in self.flags:
+                self.vm.qmp("cont")
             self.wait_for_boot(boots)
         else:
             if "agent-killed" in self.flags:
@@ -380,12 +429,16 @@ class Run:
         self.recover("recover")
         if self.about["op"] == "restore" and self.reset_happened():
             self.wait_for_boot(boots)
+        if "full" in self.flags:
+            self.go_on_from_full()
         if self.vm.qmp("query-status")["status"] != "running":
             wrong.append("the VM is not running: " + str(self.vm.qmp("query-status")))
             self.vm.qmp("cont")
         problem = world.thaw_problem()
         if problem:
             wrong.append(f"after the recovery: {problem}")
+        if self.about["op"] == "group":
+            self.check_partner()
         self.look_at_images(least)
         with contextlib.suppress(LabError):
             wait_until(lambda: not world.guards(), 10, "the guards' end")
@@ -393,6 +446,34 @@ class Run:
         wrong += [f"the storage daemon {pid}" for pid in world.daemons()]
         if "rebooted" in self.flags:
             world.begin_writing()
+
+    def check_partner(self):
+        """The same, of the other guest: and it has the snapshot, too, or none of them has it."""
+        db, wrong = self.world.partner, self.wrong
+        if "partner-killed" in self.flags:
+            db.vm.hang_up()
+            db.vm.proxy.refuse()
+            if self.about["recover_off"]:
+                self.recover("recover, the partner being off", db)
+            db.boot()
+        elif self.must_be_thawed():
+            wrong += [f"before any recovery: the partner: {problem}"
+                      for problem in filter(None, [db.thaw_problem()])]
+        self.recover("recover of the partner", db)
+        if "partner-killed" not in self.flags:
+            db.look()
+        wrong += [f"the partner: {problem}" for problem in filter(None, [db.thaw_problem()])]
+        records = db.names()
+        wrong += [f"the partner's current disk: {problem}" for problem in db.current_problems()[1]]
+        wrong += [f"the partner's {problem}" for problem in db.sealed_problems(records, list(records))]
+        wrong += [f"the partner's {problem}" for problem in db.table_problems(records)]
+        ready = [bool(each.get(self.target, {}).get("readyToUse"))
+                 for each in (self.world.names(), records)]
+        if ready[0] != ready[1]:
+            wrong.append(f"all or nothing: {ready}")
+        wrong += [f"the partner: {problem}" for problem in db.stray_problems()]
+        if "partner-killed" in self.flags:
+            db.begin_writing()
 
     def paused_by_vmfrost(self):
         """It may leave the VM stopped if it dies in the middle of a merge or a restore."""
@@ -416,7 +497,7 @@ class Run:
                 wrong.append(f"exit 0, and {sorted(left)} are left, not {limit}")
         if "rebooted" not in self.flags:
             self.look()
-        new = self.target if self.about["op"] == "snapshot" else None
+        new = self.target if self.about["op"] in ("snapshot", "group") else None
         # What was acknowledged between the last look and the end of a guest nobody has seen.
         most = world.acked + (200 if "rebooted" in self.flags else 1)
         wrong += world.sealed_problems(records, list(records), new, least, most)
@@ -438,17 +519,28 @@ class Campaign:
     def fresh(self, wanted):
         self.close()
         self.folder = tempfile.mkdtemp(prefix="vmfrost-torture-")
+        if wanted.get("small"):
+            lab.run("mount", "-t", "tmpfs", "-o", SMALL, "vmfrost-torture", self.folder)
         self.config = wanted
         self.world = World(Quiet(), self.folder, wanted)
         self.world.up()
 
     def close(self):
         if self.world:
-            self.world.vm.kill()
-            for guard in self.world.guards():
-                self.world.kill_guard(guard)
+            self.world.end()
+            if self.config.get("small"):
+                lab.run("umount", "-l", self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
         self.world = None
+
+    def last_look(self):
+        """After the last run of a guest: it is powered off in good order, and its file systems are
+        whole. Sentences."""
+        wrong = []
+        for world in filter(None, (self.world, self.world.partner)):
+            world.off()
+            wrong += [f"at the end of {world.name}: {problem}" for problem in world.damage()]
+        return wrong
 
     def prepare(self, about):
         """There are snapshots for what is to be done, and not too many."""
@@ -461,7 +553,10 @@ class Campaign:
         for name in rng.sample(sorted(records), len(records)):
             if len(records) > KEEP and self.delete(name):
                 del records[name]
-        wanted = {"snapshot": 0, "freeze": 0, "prune": 2}.get(about["op"], rng.choice([1, 2]))
+        if world.partner:
+            for name in list(world.partner.names())[:-KEEP]:
+                self.delete(name, world.partner)
+        wanted = {"snapshot": 0, "group": 0, "freeze": 0, "prune": 2}.get(about["op"], rng.choice([1, 2]))
         for number in range(wanted - len(records)):
             self.must("snapshot", f"{world.name}@p{about['run']}-{number}", "--quiesce", "skip")
         records = world.names()
@@ -469,9 +564,9 @@ class Campaign:
             raise LabError(f"before the run: {problem}")
         return records
 
-    def delete(self, name):
+    def delete(self, name, world=None):
         """Has it gone? Some cannot before the VM has been started again, and say so."""
-        done = self.world.run("delete", f"{self.world.name}@{name}")
+        done = self.world.run("delete", f"{(world or self.world).name}@{name}")
         if done.code and "stopped or started again" not in done.err:
             raise LabError(f"before the run: delete {name}: exit {done.code}: {done.err}")
         return not done.code
@@ -483,6 +578,16 @@ class Campaign:
 
     # --- runs
 
+    def end_of_guest(self, number):
+        """Its last look; what that finds is the mistake of the run before."""
+        wrong = self.last_look()
+        for problem in wrong:
+            print(f"# WRONG: {problem}")
+        if wrong:
+            self.failed.append(number)
+            print(f"# FAILED: seed {self.seed}, the guest of run {number}", flush=True)
+        self.close()
+
     def one(self, number):
         return self.play(plan(self.seed, number))
 
@@ -493,7 +598,9 @@ class Campaign:
         said = []
         run = None
         try:
-            if not self.world or self.config != wanted:
+            if self.world and self.config != wanted:
+                self.end_of_guest(number - 1)
+            if not self.world:
                 self.fresh(wanted)
             log = self.world.log
             run = Run(self.world, about, said.append)
@@ -502,6 +609,9 @@ class Campaign:
             mark = log.stat().st_size if log.exists() else 0
             boots = self.world.vm.boots()
             least = self.world.look()
+            if about.get("off"):
+                self.world.off()
+                run.flags.add("off")
             done = run.operate(records)
             run.check(done, boots, least)
         except Exception as error:  # whatever it is, the campaign goes on

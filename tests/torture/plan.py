@@ -25,10 +25,11 @@ def extra(*prefixes):
     return sorted(point for point in found if point.startswith(prefixes))
 
 
-def points_of(files, *prefixes):
+def points_of(files, *prefixes, group=False):
     """Those of the way forward. What is on the way back is met by time and by what passes."""
     steps = [step for file in files for step in rows(file)
-             if not step.startswith(("group-", "undo-", "melt", "thaw-late", "stop-merge"))]
+             if not step.startswith(("undo-", "melt", "thaw-late", "stop-merge"))
+             and (group or not step.startswith("group-"))]
     return sorted({point for step in steps for point in (step, step + "+")}) + extra(*prefixes)
 
 
@@ -70,6 +71,10 @@ LABELS = {  # of the units that a fault waits for, by operation, and how many of
                "qmp": {"*": 15}},
 }
 LABELS["prune"] = LABELS["delete"]
+# A group's snapshot is that of each of its VMs, and they wait for each other.
+for table in (HOT, TYPICAL_MS, LABELS):
+    table["group"] = table["snapshot"]
+POINTS["group"] = points_of(["snapshot.c"], "overlays.", "record.", "group-", group=True)
 
 EVENTS = [
     ("STOP", None), ("RESUME", None), ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}),
@@ -111,7 +116,10 @@ def config(seed, run):
     return {"disks": rng.choice([1, 2, 2, 3]), "attach": rng.choice(["drive", "blockdev"]),
             "iothread": rng.random() < 0.4, "bus": rng.choice(["virtio-blk", "virtio-blk",
                                                                  "virtio-scsi"]),
-            "absolute": rng.random() < 0.3, "xfs": rng.random() < 0.2}
+            "absolute": rng.random() < 0.3, "xfs": rng.random() < 0.2,
+            "small": rng.random() < 0.3,  # all is in a file system that can be full
+            "nbd": rng.random() < 0.3,  # it has a disk, too, whose server may hang
+            "partner": rng.random() < 0.2}  # there is another guest, for groups
 
 
 def link_action(rng, link, direction):
@@ -134,8 +142,28 @@ def link_action(rng, link, direction):
     return action
 
 
-def action(rng, op):
+def of_the_guest(rng, guest):
+    """What can happen to that guest, and not to every other."""
+    kinds = [{"do": "fill", "ms": rng.choice([50, 500, 3000])}] if guest["small"] else []
+    if guest["nbd"]:
+        kinds.append({"do": "hang", "ms": rng.choice([50, 500, 2000, 6000]),
+                      "yank": rng.random() < 0.4})
+    return kinds
+
+
+def of_a_group(rng):
+    """What happens to the other guest of a group."""
+    return rng.choice([{"do": "kill", "who": "partner"},
+                       {"do": "stop", "who": "partner", "ms": rng.choice([50, 300, 1500, 4000])}])
+
+
+def action(rng, op, guest):
     """Something that happens to somebody."""
+    kinds = of_the_guest(rng, guest)
+    if kinds and rng.random() < 0.3:
+        return rng.choice(kinds)
+    if op == "group" and rng.random() < 0.2:
+        return of_a_group(rng)
     roll = rng.random()
     if roll < 0.34:
         return {"do": "kill", "who": "vmfrost"}
@@ -157,7 +185,18 @@ def action(rng, op):
     return {"do": "pause", "ms": rng.choice([5, 100, 1000])}
 
 
-def fault(rng, op, number, pointed):
+def fault_of_stopped(rng, op, number):
+    """A VM that is off has no guest, no agent, and a storage daemon instead of QEMU."""
+    when = {"ms": rng.randrange(TYPICAL_MS[op])} if rng.random() < 0.4 else {
+        "point": rng.choice(HOT[op] if rng.random() < 0.5 else POINTS[op])}
+    who = rng.choice(["vmfrost", "vmfrost", "daemon"])
+    return {"number": number, "when": when, **rng.choice([
+        {"do": "kill", "who": who}, {"do": "kill", "who": who},
+        {"do": "stop", "who": who, "ms": rng.choice([5, 50, 300, 1500])},
+        {"do": "signal", "signal": rng.choice(["SIGTERM", "SIGINT", "SIGHUP"])}])}
+
+
+def fault(rng, op, guest, number, pointed):
     """`pointed`: has the run a point already? vmfrost does not say at which one it is."""
     roll = rng.choice([rng.uniform(0, 0.25), rng.uniform(0.6, 1)]) if pointed else rng.random()
     if roll < 0.25:
@@ -172,12 +211,17 @@ def fault(rng, op, number, pointed):
         when = {"link": link, "dir": direction, "label": label, "nth": nth}
         if rng.random() < 0.65:
             return {"number": number, "when": when, **link_action(rng, link, direction)}
-    return {"number": number, "when": when, **action(rng, op)}
+    return {"number": number, "when": when, **action(rng, op, guest)}
 
 
-def options(rng, op):
+def options(rng, op, off):
     words = []
-    if op == "snapshot":
+    if off:
+        # Nobody to freeze, nothing to wait for.
+        words += {"prune": ["--keep-last", "1", "--yes"]}.get(op, [])
+        if op == "snapshot" and rng.random() < 0.2:
+            words += ["--keep-last", "2"]
+    elif op in ("snapshot", "group"):
         words += ["--thaw-wait", f"{rng.choice([2, 4])}s"]
         if rng.random() < 0.5:
             words += ["--deadline", f"{rng.choice([1, 2, 3, 20])}s"]
@@ -193,7 +237,7 @@ def options(rng, op):
             words += ["--flush", "off"]
         if rng.random() < 0.1:
             words += ["--freeze", "all"]
-        if rng.random() < 0.1:
+        if op == "snapshot" and rng.random() < 0.1:
             words += ["--keep-last", "2"]
     elif op == "restore":
         words += ["--reset"]
@@ -237,15 +281,24 @@ def failing(seed, run):
 def plan(seed, run):
     """The run's plan, as JSON would have it."""
     rng = random.Random(f"run {seed} {run}")
+    guest = config(seed, run)
     op = rng.choices(["snapshot", "delete", "restore", "prune", "freeze"], [54, 26, 6, 8, 6])[0]
+    if guest["partner"] and op == "snapshot" and rng.random() < 0.5:
+        op = "group"
+    off = op not in ("freeze", "group") and rng.random() < 0.05
     faults = []
     for number in range(rng.choices([0, 1, 2, 3], [10, 50, 28, 12])[0]):
-        faults.append(fault(rng, op, number, any("point" in each["when"] for each in faults)))
+        pointed = any("point" in each["when"] for each in faults)
+        if off and pointed:
+            break
+        faults.append(fault_of_stopped(rng, op, number) if off else
+                      fault(rng, op, guest, number, pointed))
     fail = failing(seed, run)
     if fail:
         faults = faults[:1]
     return {
-        "seed": seed, "run": run, "guest": config(seed, run), "op": op, "options": options(rng, op),
+        "seed": seed, "run": run, "guest": guest, "op": op, "off": off,
+        "options": options(rng, op, off),
         "target": rng.random(),  # which one, of the snapshots that are there
         "faults": faults, "fail": fail,
         "recover_off": rng.random() < 0.5,  # if QEMU is gone: before it is started again?

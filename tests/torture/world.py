@@ -5,6 +5,7 @@ asks QEMU, the guest, the images and /proc, and believes vmfrost nothing."""
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "guest"))
 
 from guesttest import Site, ext4_needs_recovery  # noqa: E402  # finds the lab
 import lab  # noqa: E402
-from lab import RECORD, RECORD_MAGIC, RECORD_SLOTS, Disk, LabError, RawCopy, Vm, run, wait_until  # noqa: E402
+from lab import RECORD, RECORD_SLOTS, Disk, LabError, Qmp, RawCopy, Vm, run, wait_until  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
 WRITER_US = 4000  # between the writer's records
@@ -112,37 +113,130 @@ class Ring:
         return None
 
 
-class World(Site):
-    """One guest, for many runs."""
+class DiskServer:
+    """A disk of the guest's that comes over NBD, which no snapshot has, and that hangs if we want. A
+    monitor whose out-of-band commands are answered even then."""
 
-    def __init__(self, tap, folder, config):
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.socket, self.monitor = self.folder / "nbd", self.folder / "qmp3"
+        with open(self.folder / "net.raw", "wb") as image:
+            image.truncate(8 << 20)
+        self.process = lab.spawn(["qemu-nbd", "-f", "raw", "-t", "-e", "8", "-k", self.socket,
+                                  self.folder / "net.raw"], stdin=subprocess.DEVNULL)
+        wait_until(self.socket.exists, what="qemu-nbd")
+        self.qmp = None
+
+    def words(self):
+        """For QEMU's command line."""
+        return ["-drive", f"file=nbd+unix:///?socket={self.socket},format=raw,if=none,id=net",
+                "-device", "virtio-blk-pci,drive=net,serial=net,id=net-dev",
+                "-qmp", f"unix:{self.monitor},server=on,wait=off"]
+
+    def begin(self, vm):
+        """The guest goes on writing there. As long as QEMU lives, unless it is yanked."""
+        self.hang_up()
+        self.qmp = Qmp(self.monitor, enable=["oob"])
+        vm.sh("for s in /sys/block/vd*/serial; do [ $(cat $s) = net ] && d=${s%/serial}; done; "
+              "(while :; do dd if=/dev/zero of=/dev/${d##*/} bs=4k count=1 conv=fsync || sleep 1; "
+              "usleep 20000; done) </dev/null >/dev/null 2>&1 &")
+
+    def hang_up(self):
+        if self.qmp:
+            self.qmp.close()
+        self.qmp = None
+
+    def stop(self):
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self):
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def yank(self):
+        """QEMU lets go of the connection: what waits for it fails."""
+        with contextlib.suppress(LabError, OSError):
+            found = self.qmp.command("query-yank", out_of_band=True)
+            nodes = [each for each in found if each["type"] == "block-node"]
+            self.qmp.command("yank", {"instances": nodes}, out_of_band=True)
+
+    def end(self):
+        self.hang_up()
+        self.process.kill()
+        self.process.wait()
+
+
+class World(Site):
+    """One guest, for many runs; with its partner, if groups are to be made."""
+
+    def __init__(self, tap, folder, config, name="web", state=None):
         disks = [Disk("web")]
         if config["disks"] > 1:
             disks.append(Disk("data", fs="xfs" if config["xfs"] else "ext4"))
         if config["disks"] > 2:
             disks.append(Disk("blank", fs=None, size=16 << 20))
-        super().__init__(tap, folder, disks)
+        super().__init__(tap, folder, disks, name=name)
+        self.state_dir = state or self.state_dir
+        self.nbd = DiskServer(folder) if config.get("nbd") else None
         self.vm = ProxiedVm(Path(folder) / "vm", disks, attach=config["attach"],
                             iothread=config["iothread"], bus=config["bus"],
-                            absolute=config["absolute"])
+                            absolute=config["absolute"],
+                            extra=self.nbd.words() if self.nbd else ())
+        self.partner = None
+        if config.get("partner"):
+            Path(folder, "db").mkdir()
+            about = {**config, "disks": 1, "nbd": False, "partner": False}
+            self.partner = World(tap, Path(folder) / "db", about, "db", self.state_dir)
+            self.partner.log = self.log
+        self.filler = Path(folder) / "filler"
         self.written = [disk.name for disk in disks if disk.fs]
         self.writer_run = None
         self.acked = 0
         self.sealed = {}  # name: {disk: (run, last)}, as first seen
 
     def add(self, *settings):
-        done = self.run("add", self.name, "--qmp", self.vm.fronts / "qmp",
-                        "--agent", self.vm.fronts / "qga")
-        if done.code:
-            raise LabError(f"vmfrost add: {done.err}")
+        for words in (["add", self.name, "--qmp", self.vm.fronts / "qmp",
+                       "--agent", self.vm.fronts / "qga"],
+                      ["storage", "set", "remote", "match.protocol=nbd", "snapshot=no"]):
+            done = self.run(*words)
+            if done.code:
+                raise LabError(f"vmfrost {words[0]}: {done.err}")
 
     def up(self):
         """Boots, and starts the writer."""
         self.boot()
         self.begin_writing()
+        if self.partner:
+            self.partner.up()
         return self
 
+    def end(self):
+        """The guest, its partner and all that belongs to them."""
+        if self.partner:
+            self.partner.end()
+        self.vm.kill()
+        for guard in self.guards():
+            self.kill_guard(guard)
+        if self.nbd:
+            self.nbd.end()
+
+    def fill(self):
+        """Not a byte is free any more, where the images and vmfrost's state are."""
+        about = os.statvfs(self.filler.parent)
+        with open(self.filler, "wb") as file, contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize)
+
+    def make_room(self):
+        self.filler.unlink(missing_ok=True)
+
+    def off(self):
+        """Powers the guest off, and has seen all that it was promised."""
+        self.acked = self.vm.stop_writer()
+        self.power_off()
+        self.vm.proxy.refuse()
+
     def begin_writing(self):
+        if self.nbd:
+            self.nbd.begin(self.vm)
         self.vm.sh("lab-writer stop", timeout=60, check=False)
         self.vm.start_writer(*self.written, pause_us=WRITER_US)
         self.acked = self.vm.writer_acked()
