@@ -88,7 +88,7 @@ on_open_again(void *data, const struct vf_reply *reply)
 void
 vf_with_qemu(struct vf_flow *flow, void (*fn)(struct vf_flow *flow))
 {
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu)) {
+    if (flow->qemu.pid && vf_process_gone(flow->qemu)) {
         flow->engine.hopeless = true;
         vf_refuse(flow, VMFROST_UNREACHABLE, "QEMU (pid %d) is gone", (int)flow->qemu.pid);
         return;

@@ -377,7 +377,7 @@ static void
 drop(struct vf_flow *flow)
 {
     /* A QEMU that is gone knows no names any more. */
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+    if (flow->qemu.pid && vf_process_gone(flow->qemu))
         flow->engine.conditions &= ~(unsigned)VF_IF_ONLINE;
     if (flow->engine.conditions & VF_IF_ONLINE)
         vf_look_again(flow, drop_all);
@@ -639,7 +639,7 @@ vf_delete_resume(struct vf_flow *flow)
     flow->action = "settled";
     /* A QEMU without a process (TCP) is the one that is reached. */
     bool lives =
-        flow->qemu.pid == 0 || (!vf_history_was_offline(flow) && vf_process_alive(flow->qemu));
+        flow->qemu.pid == 0 || (!vf_history_was_offline(flow) && !vf_process_gone(flow->qemu));
 
     flow->engine.conditions |= lives ? VF_IF_QEMU : VF_IF_OFFLINE;
     if (!lives) /* then any other one will do */

@@ -23,7 +23,7 @@
 static bool
 knows_by(const struct vf_flow *flow, const struct vf_cut *cut, const char *path)
 {
-    return flow->qemu.pid && vf_process_alive(flow->qemu) &&
+    return flow->qemu.pid && !vf_process_gone(flow->qemu) &&
            strcmp(vf_name_of(cut->base_file), vf_name_of(path)) == 0;
 }
 
@@ -295,7 +295,7 @@ vf_step_undo_files(struct vf_flow *flow)
 {
     if ((flow->engine.conditions & VF_IF_STOPPED) && !vf_qmp_ready(flow->qmp))
         vf_daemon_stop(&flow->daemon); /* it cannot be asked to close anything */
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu))
+    if (flow->qemu.pid && vf_process_gone(flow->qemu))
         remove_all_names(flow); /* nodes and jobs went with the process */
     else
         vf_with_qemu(flow, look_for_nodes);

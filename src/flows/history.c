@@ -91,7 +91,7 @@ vf_history_guard(const struct vf_flow *flow)
 bool
 vf_history_guard_lives(const struct vf_flow *flow)
 {
-    return vf_process_alive(vf_history_guard(flow));
+    return !vf_process_gone(vf_history_guard(flow));
 }
 
 /* The images are called as the operation calls them: else the journal is another snapshot's, or

@@ -189,7 +189,7 @@ is_needed(struct json_object *link)
 
     vf_json_int(link, "qemu", &pid);
     vf_json_int(link, "qemuStarted", &started);
-    return vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+    return !vf_process_gone((struct vf_process){(pid_t)pid, (uint64_t)started});
 }
 
 bool

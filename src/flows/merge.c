@@ -606,7 +606,7 @@ look(struct vf_flow *flow)
 static void
 turn_back_if_gone(struct vf_flow *flow)
 {
-    if (!flow->qemu.pid || vf_process_alive(flow->qemu))
+    if (!flow->qemu.pid || !vf_process_gone(flow->qemu))
         return;
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!flow->cuts[i].merged && !flow->cuts[i].elsewhere &&

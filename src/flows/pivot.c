@@ -32,7 +32,7 @@ is_online(const struct vf_flow *flow)
 static bool
 has_ended(struct vf_flow *flow)
 {
-    if (is_online(flow) && vf_process_alive(flow->qemu))
+    if (is_online(flow) && !vf_process_gone(flow->qemu))
         return false;
     if (is_online(flow) && flow->restore.turned)
         vf_warn(flow, "QEMU has ended meanwhile: when it is started again, it begins with the "

@@ -87,7 +87,7 @@ read_journal(struct vf_flow *flow)
     flow->engine.conditions |= VF_IF_INTERRUPTED;
     /* Without a process id (TCP) only a connection can tell. */
     if (vf_json_length(flow->journal_lines) &&
-        (flow->qemu.pid == 0 || vf_process_alive(flow->qemu)))
+        (flow->qemu.pid == 0 || !vf_process_gone(flow->qemu)))
         flow->engine.conditions |= VF_IF_QEMU;
     else
         flow->engine.conditions |= VF_IF_OFFLINE;
@@ -104,7 +104,7 @@ read_journal(struct vf_flow *flow)
 static bool
 daemon_lives(const struct vf_flow *flow)
 {
-    return vf_history_was_offline(flow) && vf_process_alive(flow->qemu);
+    return vf_history_was_offline(flow) && !vf_process_gone(flow->qemu);
 }
 
 static void

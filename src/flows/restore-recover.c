@@ -165,7 +165,7 @@ decide(struct vf_flow *flow)
         flow->restore.turned = true;
         flow->action = "rolled-forward";
     }
-    if (!(flow->engine.conditions & VF_IF_STOPPED) && vf_process_alive(flow->qemu))
+    if (!(flow->engine.conditions & VF_IF_STOPPED) && !vf_process_gone(flow->qemu))
         flow->engine.conditions |= VF_IF_ONLINE;
     vf_end(flow, VF_OK);
 }

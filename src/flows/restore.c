@@ -548,7 +548,7 @@ warn_of_open(struct vf_flow *flow, const struct vf_cut *cut)
 static bool
 settle_links(struct vf_flow *flow)
 {
-    bool lives = vf_process_alive(flow->qemu);
+    bool lives = !vf_process_gone(flow->qemu);
 
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
@@ -575,6 +575,9 @@ throw_away(struct vf_flow *flow, const struct vf_cut *cut)
                 cut->names.sealed);
         return true;
     }
+    /* With a QEMU that ended in the middle, the names by which that one knew the image. */
+    if (vf_process_gone(flow->qemu) && !vf_links_drop(flow, &cut->base, 1))
+        return false;
     if (!vf_unlink(cut->names.sealed, cut->base, &flow->log, &error)) {
         vf_prefix(&error, "disk %s", cut->name);
         return vf_note_error(flow, &error);

@@ -93,7 +93,7 @@ qemu_is_gone(const struct vf_flow *flow)
     int64_t pid = 0, started = 0;
 
     return vf_json_int(first, "qemu", &pid) && vf_json_int(first, "qemuStarted", &started) &&
-           pid > 0 && !vf_process_alive((struct vf_process){(pid_t)pid, (uint64_t)started});
+           pid > 0 && vf_process_gone((struct vf_process){(pid_t)pid, (uint64_t)started});
 }
 
 /* What the journal tells: "frozen" by hand, or "interrupted". False if there is nothing to tell: a

@@ -252,7 +252,7 @@ cause_text(const struct vf_flow *flow, char text[static 160])
 static const char *
 when_reachable(const struct vf_flow *flow)
 {
-    bool gone = flow->qemu.pid && !vf_process_alive(flow->qemu);
+    bool gone = flow->qemu.pid && vf_process_gone(flow->qemu);
 
     return gone ? "" : ", when QEMU can be reached";
 }

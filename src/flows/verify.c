@@ -222,7 +222,7 @@ void
 vf_step_resolve(struct vf_flow *flow)
 {
     if ((flow->engine.conditions & VF_IF_STOPPED) ||
-        (flow->qemu.pid && !vf_process_alive(flow->qemu)))
+        (flow->qemu.pid && vf_process_gone(flow->qemu)))
         resolve_without_qemu(flow);
     else
         vf_with_qemu(flow, look_and_resolve);

@@ -356,7 +356,7 @@ vf_step_thaw_again(struct vf_flow *flow)
         send_thaw(flow);
         return;
     }
-    if (flow->qemu.pid && !vf_process_alive(flow->qemu)) {
+    if (flow->qemu.pid && vf_process_gone(flow->qemu)) {
         vf_warn(flow, "QEMU is gone, and the frozen guest with it");
         thawed(flow);
         return;

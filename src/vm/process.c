@@ -6,6 +6,7 @@
  */
 #include "vm/process.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -27,8 +28,8 @@
 /* What the kernel lets a command line have. */
 #define CMDLINE_MAX ((size_t)2 << 20)
 
-/* A file of /proc, whose size nobody knows before. Owned by the caller; NULL if it cannot be read
- * or is larger. */
+/* A file of /proc, whose size nobody knows before. Owned by the caller; NULL with errno if it cannot
+ * be read, or is larger. */
 static char *
 read_proc(pid_t pid, const char *name, size_t most, size_t *length_r)
 {
@@ -46,7 +47,11 @@ read_proc(pid_t pid, const char *name, size_t most, size_t *length_r)
 
         if (got < 0 && errno == EINTR)
             continue;
-        if (got < 0 || length + (size_t)got > most)
+        if (got >= 0 && length + (size_t)got > most) {
+            errno = EFBIG;
+            return NULL;
+        }
+        if (got < 0)
             return NULL;
         if (got == 0)
             break;
@@ -85,30 +90,57 @@ parse_stat(const char *stat, char *state_r, uint64_t *started_r)
     return isdigit((unsigned char)*at) && errno == 0 && (*end == ' ' || *end == '\n' || !*end);
 }
 
-struct vf_process
-vf_process_of(pid_t pid)
+enum presence { PRESENT, ABSENT, UNSEEN };
+
+static enum presence
+look_at(pid_t pid, uint64_t *started_r)
 {
-    const struct vf_process none = {0, 0};
-    struct vf_process process = {pid, 0};
     size_t length;
     char state;
 
     if (pid <= 0)
-        return none;
+        return ABSENT;
     VF_AUTO_FREE char *stat = read_proc(pid, "stat", 4096, &length);
 
+    if (!stat)
+        return errno == ENOENT || errno == ESRCH ? ABSENT : UNSEEN;
+    if (!parse_stat(stat, &state, started_r))
+        return UNSEEN;
     /* A zombie has let go of its files and sockets. */
-    if (!stat || !parse_stat(stat, &state, &process.started) || state == 'Z' || state == 'X')
-        return none;
-    return process;
+    return state == 'Z' || state == 'X' ? ABSENT : PRESENT;
+}
+
+struct vf_process
+vf_process_of(pid_t pid)
+{
+    struct vf_process process = {pid, 0};
+
+    return look_at(pid, &process.started) == PRESENT ? process : (struct vf_process){0, 0};
 }
 
 bool
 vf_process_alive(struct vf_process process)
 {
-    struct vf_process now = vf_process_of(process.pid);
+    uint64_t started;
 
-    return now.pid > 0 && now.started == process.started;
+    return look_at(process.pid, &started) == PRESENT && started == process.started;
+}
+
+bool
+vf_process_gone(struct vf_process process)
+{
+    uint64_t started;
+
+    switch (look_at(process.pid, &started)) {
+    case PRESENT:
+        return started != process.started;
+    case ABSENT:
+        return true;
+    case UNSEEN:
+        return false;
+    }
+    assert(!"a presence that is none");
+    return false;
 }
 
 /* --- What its command line says --- */

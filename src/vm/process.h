@@ -20,7 +20,10 @@ struct vf_process {
 };
 
 struct vf_process vf_process_of(pid_t pid); /* {0, 0} if there is no such process */
+/* What cannot be looked at, because there are no descriptors left for example, is neither: so each
+ * asks for what it has to be sure of. One that is not known is gone. */
 bool vf_process_alive(struct vf_process process);
+bool vf_process_gone(struct vf_process process);
 
 /* All qemu-system-* and qemu-kvm processes that can be looked at, as a JSON array of
  * {"pid", "name" (from -name, else absent), "qmp": [paths of QMP sockets that QEMU listens on,

@@ -515,16 +515,20 @@ def interrupted(t):
 
 def dies(t):
     """QEMU dies while vmfrost goes on."""
-    for point, restored in (("overlays+", False), ("guard+", False), ("halt+", False),
-                            ("mirror+", False), ("flip+", True), ("pivot", True),
-                            ("pivot+", True), ("reset", True), ("reset+", True), ("go-on+", True),
-                            ("tidy", True), ("tidy+", True), ("record", True)):
+    keep, discard = ["--keep-name", "kept"], ["--discard"]
+    for point, restored, what in (
+            ("overlays+", False, keep), ("guard+", False, keep), ("halt+", False, keep),
+            ("mirror+", False, keep), ("mirror+", False, discard), ("flip+", True, keep),
+            ("pivot", True, keep), ("pivot", True, discard), ("pivot+", True, keep),
+            ("reset", True, keep), ("reset+", True, keep), ("go-on+", True, keep),
+            ("tidy", True, keep), ("tidy+", True, keep), ("tidy+", True, discard),
+            ("record", True, keep)):
         wrong = []
         with Qemu(words_for("blockdev"), IMAGES) as vm:
             write_all(vm, 1, 0)
             vm.take("one")
             write_all(vm, 2, 0)
-            command = vm.stop_at(point, "restore", "@one", "--reset", "--keep-name", "kept")
+            command = vm.stop_at(point, "restore", "@one", "--reset", *what)
             vm.kill()
             command.signal(signal.SIGCONT)
             while command.process.poll() is None:  # another attempt stops there, too
@@ -532,7 +536,7 @@ def dies(t):
                     command.signal(signal.SIGCONT)
                 time.sleep(0.005)
             out = finish(command)
-            there = ["one", "kept"] if restored else ["one"]
+            there = ["one", "kept"] if restored and what == keep else ["one"]
             if (out.code == 0) != restored or vm.journal():
                 wrong.append(f"exit {out.code}: {out.error} {out.next}, {vm.journal()}")
             if restored and point not in ("tidy+", "record") and not any(
@@ -542,7 +546,8 @@ def dies(t):
             vm.start()
             vm.vmfrost("recover")
             wrong += content(vm, [1 if restored else 2]) + stray(vm, there)
-        t.is_(wrong, [], f"QEMU dies at {point}: {'it is restored' if restored else 'nothing is'}")
+        t.is_(wrong, [], f"QEMU dies at {point}, {what[0]}: "
+                         f"{'it is restored' if restored else 'nothing is'}")
 
 
 def busy(vm, disk="data"):

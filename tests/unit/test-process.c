@@ -6,6 +6,7 @@
 
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "scratch.h"
@@ -197,8 +198,21 @@ test_identity(void)
     }
     ok(vf_process_of(0).pid == 0 && vf_process_of(-1).pid == 0, "no process");
     ok(!vf_process_alive((struct vf_process){0, 0}), "no process is not alive");
+    ok(vf_process_gone((struct vf_process){0, 0}), "... but gone");
     self.started++;
-    ok(!vf_process_alive(self), "another process of the same id");
+    ok(!vf_process_alive(self) && vf_process_gone(self), "another process of the same id");
+    self.started--;
+
+    struct rlimit before, none;
+
+    getrlimit(RLIMIT_NOFILE, &before);
+    none = before;
+    none.rlim_cur = 0;
+    setrlimit(RLIMIT_NOFILE, &none);
+    bool alive = vf_process_alive(self), gone = vf_process_gone(self);
+
+    setrlimit(RLIMIT_NOFILE, &before);
+    ok(!alive && !gone, "one that cannot be looked at is neither alive nor gone");
 
     pid_t pid = start_sleeper();
     struct vf_process child = vf_process_of(pid);
@@ -208,9 +222,9 @@ test_identity(void)
     siginfo_t info;
 
     waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT);
-    ok(!vf_process_alive(child), "a zombie is not alive");
+    ok(!vf_process_alive(child) && vf_process_gone(child), "a zombie is gone");
     waitpid(pid, NULL, 0);
-    ok(!vf_process_alive(child), "nor is what is gone");
+    ok(!vf_process_alive(child) && vf_process_gone(child), "as is what is gone");
     is_int(vf_process_of(pid).pid, 0, "nothing is there");
 }
 
