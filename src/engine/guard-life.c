@@ -68,7 +68,8 @@ on_message(struct guard *guard, const struct message *message)
         guard->called_off = true;
         break;
     case MESSAGE_HOLD:
-        guard->holding = true;
+        /* One that is being killed says nothing any more. */
+        guard->holding = vf_guard_send(guard->link, MESSAGE_HELLO, getpid());
         break;
     case MESSAGE_HELLO:
     case MESSAGE_FAILED:
@@ -148,13 +149,22 @@ await_names(struct guard *guard)
     return guard->leading ? vf_guard_await_bases(guard) : vf_guard_await_cut(guard);
 }
 
+static bool
+thaw_for_certain(struct guard *guard)
+{
+    while (vf_guard_reach_agent(guard))
+        if (vf_guard_thaw(guard) == THAW_CONFIRMED)
+            return true;
+    return false;
+}
+
 static void
 pay_debts(struct guard *guard)
 {
     bool cut = guard->owes_names && await_names(guard);
     size_t flipped = cut ? vf_guard_flip_names(guard) : 0;
 
-    if (guard->owes_thaw && guard->agent >= 0 && vf_guard_thaw(guard) == THAW_CONFIRMED)
+    if (guard->owes_thaw && thaw_for_certain(guard))
         write_journal(guard, "guard-thawed", "thawedFilesystems", guard->talk.thawed);
     /* The thaw was answered through the same main loop that makes the cut: whatever QEMU had been
      * told to cut, it has cut by now. */
@@ -187,10 +197,12 @@ static void
 live(struct guard *guard)
 {
     for (;;) {
-        bool can_thaw = guard->owes_thaw && guard->agent >= 0;
-        bool late = can_thaw && vf_guard_now_ms() >= guard->due;
+        /* As long as the caller lives, the agent's next connection is its own. */
+        bool holds =
+            guard->caller_gone && guard->holding && guard->owes_thaw && vf_guard_reach_agent(guard);
+        bool late = guard->owes_thaw && guard->agent >= 0 && vf_guard_now_ms() >= guard->due;
 
-        if (guard->caller_gone && !(guard->holding && can_thaw && !late))
+        if (guard->caller_gone && (!holds || late))
             break;
         if (!late) {
             wait_for_news(guard);

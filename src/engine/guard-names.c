@@ -135,7 +135,7 @@ vf_guard_open_process(struct guard *guard)
     char path[32], *at = path;
 
     guard->process = -1;
-    if (guard->qemu_pid <= 0 || guard->name_count == 0)
+    if (guard->qemu_pid <= 0)
         return;
     vf_guard_put_text(&at, path + sizeof path, "/proc/");
     vf_guard_put_number(&at, path + sizeof path - 1, (uint64_t)guard->qemu_pid, 1);

@@ -5,6 +5,7 @@
  * guard.c        the caller's side: starting a guard, telling it, ending one
  * guard-life.c   the guard's own: what it owes, and when it pays
  * guard-thaw.c   the exchange with the agent
+ * guard-reach.c  a new connection to it
  * guard-names.c  whether the cut is made, and the flips
  * guard-tools.c  small tools
  *
@@ -20,12 +21,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #define VF_GUARD_COMM "vmfrost-guard"
 
 enum message_kind {
-    MESSAGE_HELLO,  /* to the caller: value = the guard's pid */
+    MESSAGE_HELLO,  /* to the caller: value = the guard's pid; ready, or holding */
     MESSAGE_FAILED, /* to the caller: value = errno */
     MESSAGE_FREEZING,
     MESSAGE_CUTTING,
@@ -78,6 +80,10 @@ struct guard {
     bool leading;    /* they wait for QEMU to have the bases open for writing */
     bool called_off; /* what the caller said since ends a thaw on the clock's behalf */
     int64_t due, limit_ms;
+    int64_t lost_at; /* the agent's socket, last */
+    int reach_pause_ms;
+    struct sockaddr_storage address; /* of the agent */
+    socklen_t address_length;        /* 0: it cannot be called again */
     struct talk talk;
     size_t name_count;
     struct name names[];
@@ -95,18 +101,24 @@ void vf_guard_listen(struct guard *guard);
 enum thaw_end {
     THAW_CONFIRMED,
     THAW_CALLED_OFF, /* the caller has spoken, or died: decide anew */
-    THAW_AGENT_LOST, /* its socket ended, so QEMU did, and nothing is left to thaw */
+    THAW_AGENT_LOST, /* its socket ended */
 };
 /* Sends the thaw until the agent says that all is thawed. */
 enum thaw_end vf_guard_thaw(struct guard *guard);
 /* Waits a moment for the answers to attempts that proved needless. */
 void vf_guard_drain_agent(struct guard *guard);
+
+/* guard-reach.c */
+
 /* The agent's socket has ended. */
 void vf_guard_lose_agent(struct guard *guard);
+/* Calls the agent again if its socket has ended, for as long as QEMU lives: waits, and hears
+ * nothing of a caller. False: nothing is left to thaw, or there is no way to it. */
+bool vf_guard_reach_agent(struct guard *guard);
 
 /* guard-names.c */
 
-/* QEMU's folder below /proc; without names none is needed. */
+/* QEMU's folder below /proc. */
 void vf_guard_open_process(struct guard *guard);
 /* Whether QEMU writes to all overlays and to none of their bases any more. */
 bool vf_guard_is_cut(struct guard *guard);

@@ -199,13 +199,6 @@ hear_agent(int agent, struct talk *talk)
     return got > 0;
 }
 
-void
-vf_guard_lose_agent(struct guard *guard)
-{
-    close(guard->agent);
-    guard->agent = -1;
-}
-
 static void
 begin_talk(struct talk *talk)
 {

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -47,6 +48,27 @@ copy_folder(char **room, const char *path)
     return copy_bytes(room, path, slash == path ? 1 : (size_t)(slash - path));
 }
 
+/* As whom the agent is to be called again; nothing if that has no address of fixed size. */
+static void
+note_address(struct guard *guard, const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = path ? strlen(path) : 0;
+
+    guard->address_length = sizeof guard->address;
+    if (guard->agent < 0 ||
+        getpeername(guard->agent, (struct sockaddr *)&guard->address, &guard->address_length) < 0)
+        guard->address_length = 0;
+    else if (guard->address.ss_family == AF_UNIX) {
+        /* What its peer says is as short as QEMU wrote it. */
+        bool fits = length > 0 && path[0] == '/' && length < sizeof address.sun_path;
+
+        memcpy(address.sun_path, path, fits ? length : 0);
+        memcpy(&guard->address, &address, sizeof address);
+        guard->address_length = fits ? sizeof address : 0;
+    }
+}
+
 /* All that the guard will need, in one block. */
 static struct guard *
 prepare(const struct vf_guard_plan *plan, int link)
@@ -61,6 +83,7 @@ prepare(const struct vf_guard_plan *plan, int link)
 
     guard->link = link;
     guard->agent = plan->agent_fd;
+    note_address(guard, plan->agent_path);
     guard->journal = plan->journal_fd;
     guard->qemu_pid = plan->qemu_pid;
     guard->name_count = plan->name_count;
@@ -257,11 +280,14 @@ vf_guard_leave(struct vf_guard *guard)
     *guard = (struct vf_guard)VF_GUARD_INIT;
 }
 
-void
+bool
 vf_guard_leave_holding(struct vf_guard *guard)
 {
     tell(guard, MESSAGE_HOLD, 0);
+    if (await_hello(guard->fd) == 0)
+        return false;
     vf_guard_leave(guard);
+    return true;
 }
 
 static bool

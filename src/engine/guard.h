@@ -12,7 +12,8 @@
  *     disks, or nothing is touched), and renames each overlay's second link over the name that the
  *     launcher opens. Else that name would lead to a state that the running guest has left behind.
  *  2. the thaw: it synchronises the agent's stream, sends the thaw, asks for the status, and does
- *     so again until the agent says "thawed" or QEMU is gone. Then it adds a line to the journal.
+ *     so again until the agent says "thawed" or QEMU is gone; over a new connection if the socket
+ *     has ended. Then it adds a line to the journal.
  *  3. names again, if the cut was not to be seen before the thaw.
  *
  * Where the VM stands still while its names are turned (a restore), they are owed whatever QEMU
@@ -55,9 +56,10 @@ struct vf_guard_name {
 };
 
 struct vf_guard_plan {
-    int agent_fd;   /* the agent's socket, shared with the caller; -1: no freeze, names only */
-    int journal_fd; /* opened with O_APPEND; -1: none */
-    pid_t qemu_pid; /* 0: not known; names are then left to recovery */
+    int agent_fd; /* the agent's socket, shared with the caller; -1: no freeze, names only */
+    const char *agent_path; /* how it is called again if the socket ends; NULL: not */
+    int journal_fd;         /* opened with O_APPEND; -1: none */
+    pid_t qemu_pid;         /* 0: not known; names are then left to recovery */
     const struct vf_guard_name *names;
     size_t name_count;
 };
@@ -100,8 +102,9 @@ void vf_guard_thawed(struct vf_guard *guard);
 /* Lets the guard go, without waiting: one that owes nothing ends; one that owes acts as if the
  * caller had died. Afterwards the struct is VF_GUARD_INIT. */
 void vf_guard_leave(struct vf_guard *guard);
-/* Leaves a guard that thaws only when its clock says so (a freeze by hand). */
-void vf_guard_leave_holding(struct vf_guard *guard);
+/* Leaves a guard that thaws only when its clock says so (a freeze by hand), once it has said that
+ * it will; waits for that, 2 s at most. False: it has not, and is left to the caller still. */
+bool vf_guard_leave_holding(struct vf_guard *guard);
 
 /* Ends a guard that another process left behind, so that the agent's socket is free: gives it
  * `wait_ms` to finish what it owes, then kills it. 0 `pid`, or one that was used again by the

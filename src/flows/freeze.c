@@ -56,10 +56,6 @@ accept_freeze(struct vf_flow *flow)
 static void
 hold(struct vf_flow *flow)
 {
-    if (!vf_process_alive((struct vf_process){flow->guard.pid, flow->guard.started})) {
-        vf_refuse(flow, VMFROST_FAILED, "the guard is gone, that was to thaw the guest in time");
-        return;
-    }
     struct json_object *document = vf_json_strings("vm", flow->vm.name, "status", "frozen", NULL);
     char until[32];
 
@@ -67,10 +63,14 @@ hold(struct vf_flow *flow)
     vf_json_add_string(document, "until", until);
     vf_json_add_int(document, "frozenFilesystems", flow->evidence.frozen_count);
     vf_json_add_int(document, "limitMs", flow->engine.frozen_limit_ms);
+    if (!vf_guard_leave_holding(&flow->guard)) {
+        json_object_put(document);
+        vf_refuse(flow, VMFROST_FAILED, "the guard is gone, that was to thaw the guest in time");
+        return;
+    }
     flow->document_json = document;
     flow->held = true;
     vf_window_closes(flow);
-    vf_guard_leave_holding(&flow->guard);
     vf_journal_state(flow, "held", vf_json_strings("until", until, NULL));
     vf_end(flow, VF_OK);
 }

@@ -43,6 +43,7 @@ vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
     struct vf_guard_name *names = vf_alloc((flow->cut_count + 1) * sizeof *names);
     struct vf_guard_plan plan = {
         .agent_fd = agent_fd,
+        .agent_path = flow->agent.socket,
         .journal_fd = flow->journal.fd,
         .qemu_pid = flow->qemu.pid,
         .names = names,

@@ -327,9 +327,6 @@ class Run:
         # A guard whose calls fail is as good as none.
         if gone and ("guard-killed" in self.flags or self.about["fail"]):
             return str(self.about["fail"]).startswith("malloc") and "guard-killed" not in self.flags
-        if gone:
-            # The guard has the connection that we took away, and no other.
-            return "qga" not in self.vm.proxy.cut_links
         return True
 
     def wait_for_boot(self, boots):

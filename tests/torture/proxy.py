@@ -88,7 +88,6 @@ class Proxy(threading.Thread):
         self.faults = []
         self.jobs = []
         self.counts = collections.Counter()
-        self.cut_links = set()  # links of which a fault has cut a connection
         self.start()
 
     # --- for the campaign's thread
@@ -118,7 +117,6 @@ class Proxy(threading.Thread):
         def do():
             self.faults = list(faults)
             self.counts.clear()
-            self.cut_links = set()
             self.jobs = []
         self._call(do)
 
@@ -307,7 +305,6 @@ class Proxy(threading.Thread):
     def _hang_up(self, pair):
         """The connection ends behind what was sent so far."""
         pair.cut = True
-        self.cut_links.add(pair.link)
         for stream in pair.streams():
             stream.units.clear()
             stream.held = False

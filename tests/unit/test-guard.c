@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -806,6 +807,110 @@ test_hold(void)
     thaw_and_end(&lab, "a freeze by hand");
 }
 
+static int
+listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 1) < 0)
+        abort();
+    return fd;
+}
+
+/* The agent's socket ends, and the guard calls again. */
+static bool
+call_again(struct lab *lab, int listener)
+{
+    struct pollfd fds[] = {{.fd = listener, .events = POLLIN}};
+
+    close_lab(lab);
+    lab->length = 0;
+    if (poll(fds, 1, PATIENCE_MS * patience) <= 0)
+        return false;
+    lab->agent = accept(listener, NULL, NULL);
+    return lab->agent >= 0;
+}
+
+/* Somebody between the guard and QEMU hangs up. */
+static void
+test_hung_up(void)
+{
+    char path[64];
+    struct caller_plan caller = plain;
+    struct lab lab;
+    unsigned long long id = 0;
+
+    snprintf(path, sizeof path, "%s/qga.sock", folder);
+    int listener = listen_at(path);
+
+    caller.plan.agent_path = path;
+    caller.plan.qemu_pid = getpid();
+    open_lab(&lab, caller);
+    tell(&lab, 'f', 10000);
+    end_child(lab.caller);
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "a guard that is hung up on: the thaw is sent");
+    ok(call_again(&lab, listener), "... and it calls again");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "... says the same");
+    ok(call_again(&lab, listener), "... as often as it takes");
+    thaw_and_end(&lab, "the third connection");
+
+    double since = now();
+
+    open_lab(&lab, caller);
+    tell(&lab, 'f', 300);
+    tell(&lab, 'h', 0);
+    end_child(lab.caller);
+    ok(call_again(&lab, listener), "a holding guard calls again");
+    ok(is_quiet(&lab, 100) || now() - since > 0.3, "... and goes on holding");
+    thaw_and_end(&lab, "... until it is time");
+
+    open_lab(&lab, caller);
+    tell(&lab, 'f', 50);
+    close_lab(&lab);
+    struct pollfd fds[] = {{.fd = listener, .events = POLLIN}};
+
+    is_int(poll(fds, 1, 200), 0, "as long as the caller lives, that is the caller's");
+    end_child(lab.caller);
+    lab.agent = accept(listener, NULL, NULL);
+    lab.length = 0;
+    thaw_and_end(&lab, "afterwards it is the guard's");
+
+    pid_t qemu = fork();
+
+    if (qemu == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    caller.plan.qemu_pid = qemu;
+    close(listener);
+    open_lab(&lab, caller);
+    tell(&lab, 'f', 10000);
+    end_child(lab.caller);
+    close_lab(&lab);
+    ok(!ended(lab.guard, 400), "nobody answers: it calls on while QEMU lives");
+    kill(qemu, SIGKILL);
+    ok(ended(lab.guard, PATIENCE_MS), "... which a zombie does not");
+    waitpid(qemu, NULL, 0);
+    unlink(path);
+}
+
+static void
+test_killed_guard(void)
+{
+    struct lab lab;
+
+    open_lab(&lab, plain);
+    tell(&lab, 'f', 60000);
+    kill(lab.guard, SIGKILL);
+    ok(command(lab.caller, 'h', 0).value >= 0, "a guard that was killed promises nothing");
+    end_child(lab.caller);
+    waitpid(lab.guard, NULL, 0);
+    close_lab(&lab);
+}
+
 static uint64_t
 start_of(pid_t pid)
 {
@@ -1378,7 +1483,9 @@ main(void)
     test_blocked_agent();
     test_flooding_agent();
     test_lost_agent();
+    test_hung_up();
     test_hold();
+    test_killed_guard();
     test_dismiss();
     test_cut_after_death();
     test_late_cut();
