@@ -234,9 +234,10 @@ read_l2(const struct reader *reader, const struct header *header, uint64_t l1_en
 static bool
 read_l1(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
 {
-    VF_AUTO_FREE unsigned char *chunk = vf_alloc(CHUNK);
     bool extended = header->features & FEATURE_EXTENDED_L2;
     size_t left = (size_t)header->l1_entries * 8;
+    /* Of most images this is a few bytes: 16 KiB for each TiB. */
+    VF_AUTO_FREE unsigned char *chunk = vf_alloc(left < CHUNK ? left + 1 : CHUNK);
     uint64_t at = header->l1_offset;
     int64_t tables = VF_QCOW2_TABLES_MOST;
 
