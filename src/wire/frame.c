@@ -36,12 +36,13 @@ frame_pass(struct vf_frame *frame, const struct vf_frame_rules *rules, const uns
            size_t length)
 {
     unsigned char which = frame->in_string ? IN_STRING : OUTSIDE;
-    size_t end = frame->start + rules->bytes - 1;
+    size_t end = frame->start + rules->bytes - 1, at = frame->scanned;
 
     if (end > length)
         end = length;
-    while (frame->scanned < end && !(matters[bytes[frame->scanned]] & which))
-        frame->scanned++;
+    while (at < end && !(matters[bytes[at]] & which))
+        at++;
+    frame->scanned = at;
 }
 
 /* One byte of a message; VF_FOUND_NOTHING: it goes on. */
