@@ -150,8 +150,28 @@ is_remembered(struct json_object *document, struct json_object *before)
 
 /* Nothing is remembered while no snapshot would be possible: a job or a migration hides what a disk
  * is, but not for long. */
+static void
+note(struct vf_flow *flow, const struct vf_plan *plan)
+{
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    VF_AUTO_JSON struct json_object *document = json_object_new_object();
+    VF_AUTO_JSON struct json_object *before = vf_disks_load(&flow->vm, &ignored);
+    struct json_object *disks = json_object_new_array();
+    char now[32];
+
+    vf_flow_time(flow, vf_now_us(), now);
+    for (size_t i = 0; i < plan->count; i++) {
+        json_object_array_add(disks, describe(flow, &plan->disks[i], before));
+        keep_link(vf_json_at(disks, i), before);
+    }
+    vf_json_add_string(document, "seen", now);
+    vf_json_add(document, "disks", disks);
+    if (!is_remembered(document, before))
+        save(flow, document);
+}
+
 void
-vf_disks_note(struct vf_flow *flow)
+vf_disks_note(struct vf_flow *flow, const struct vf_plan *made)
 {
     struct vf_plan_input input = vf_plan_input_of(flow);
     struct vmfrost_error ignored = {.code = VMFROST_OK};
@@ -160,27 +180,17 @@ vf_disks_note(struct vf_flow *flow)
     /* Of a VM that is not running nothing new is seen, and less than before. */
     if ((flow->engine.conditions & VF_IF_STOPPED) || !may_write(flow))
         return;
+    if (made) {
+        note(flow, made);
+        return;
+    }
     VF_AUTO_JSON struct json_object *left_out = vf_classes_left_out(flow, &ignored);
 
     if (!left_out)
         return;
     input.left_out = left_out;
-    if (vf_plan_make(&input, &plan, &ignored)) {
-        VF_AUTO_JSON struct json_object *document = json_object_new_object();
-        VF_AUTO_JSON struct json_object *before = vf_disks_load(&flow->vm, &ignored);
-        struct json_object *disks = json_object_new_array();
-        char now[32];
-
-        vf_flow_time(flow, vf_now_us(), now);
-        for (size_t i = 0; i < plan.count; i++) {
-            json_object_array_add(disks, describe(flow, &plan.disks[i], before));
-            keep_link(vf_json_at(disks, i), before);
-        }
-        vf_json_add_string(document, "seen", now);
-        vf_json_add(document, "disks", disks);
-        if (!is_remembered(document, before))
-            save(flow, document);
-    }
+    if (vf_plan_make(&input, &plan, &ignored))
+        note(flow, &plan);
     vf_plan_release(&plan);
 }
 

@@ -223,7 +223,7 @@ note_disks(struct vf_flow *flow)
 
     if (!vf_plan_facts(flow, &refusal))
         vf_warn(flow, "no snapshot now: %s", refusal.text);
-    vf_disks_note(flow);
+    vf_disks_note(flow, NULL);
     vf_end(flow, VF_OK);
 }
 

@@ -96,8 +96,9 @@ void vf_class_overlay_options(const struct vf_flow *flow, const struct vf_cut *c
 bool vf_room_suffices(const struct vf_flow *flow, struct vmfrost_error *error);
 
 /* disks.c: what is remembered of the disks, for when the VM is not running. */
-/* What the graph shows, if a snapshot could be taken. A failure is a warning. */
-void vf_disks_note(struct vf_flow *flow);
+/* What the graph shows, if a snapshot could be taken. A failure is a warning. `made` is the plan of
+ * all that, if there is one that nobody's requests have changed; or NULL. */
+void vf_disks_note(struct vf_flow *flow, const struct vf_plan *made);
 /* The disk's current image has another name by now. */
 void vf_disks_moved(struct vf_flow *flow, const char *disk, const char *file, const char *format);
 /* The same of all cuts whose overlay is a new file. */
