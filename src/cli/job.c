@@ -148,7 +148,15 @@ job_on_done(void *data, const struct vmfrost_result *result)
         VF_AUTO_JSON struct json_object *line =
             job_result_json(job->vm, job->cli->command->name, &job->outcome);
 
+        struct json_object *document = job->outcome.document;
+
+        /* As it came: that spares writing it anew. */
+        if (document)
+            json_object_set_serializer(document, json_object_userdata_to_json_string, (void *)json,
+                                       NULL);
         report_json_line(job->cli, line);
+        if (document)
+            json_object_set_serializer(document, NULL, NULL, NULL);
     }
 }
 
