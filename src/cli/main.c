@@ -158,11 +158,13 @@ main(int count, char **words)
 
     occupy_standard_files();
     signals_prepare();
-    setlocale(LC_CTYPE, "");
-    out_init(&cli.out, STDOUT_FILENO);
-    out_init(&cli.err, STDERR_FILENO);
     /* A usage error further left than --json is to be JSON, too. */
     cli.options.json = asks_for_json(count, words);
+    /* What a character is matters to terminals and tables; it is read from half a dozen files. */
+    if (!cli.options.json || isatty(STDOUT_FILENO) || isatty(STDERR_FILENO))
+        setlocale(LC_CTYPE, "");
+    out_init(&cli.out, STDOUT_FILENO);
+    out_init(&cli.err, STDERR_FILENO);
 
     enum vmfrost_code code = run(&cli, count, words);
 
