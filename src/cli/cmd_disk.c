@@ -86,11 +86,11 @@ show(struct cli *cli, struct json_object *status)
     if (cli->options.json) {
         VF_AUTO_JSON struct json_object *document =
             vf_json_strings("vm", vf_json_string(status, "vm"), NULL);
-        struct json_object *array = json_object_new_array();
+        struct json_object *array = vf_json_new_array();
 
         for (size_t i = 0; i < vf_json_length(disks); i++)
             if (!only || vf_json_at(disks, i) == only)
-                json_object_array_add(array, json_object_get(vf_json_at(disks, i)));
+                vf_json_append(array, json_object_get(vf_json_at(disks, i)));
         vf_json_add_bool(document, "running", vf_json_bool(status, "running", false));
         vf_json_add(document, "disks", array);
         report_json(cli, document);

@@ -60,10 +60,10 @@ status_of_all(struct cli *cli)
     if (!jobs)
         return worst;
     if (cli->options.json) {
-        VF_AUTO_JSON struct json_object *array = json_object_new_array();
+        VF_AUTO_JSON struct json_object *array = vf_json_new_array();
 
         for (size_t i = 0; i < count; i++)
-            json_object_array_add(array, status_json(&jobs[i]));
+            vf_json_append(array, status_json(&jobs[i]));
         report_json(cli, array);
     } else if (count == 0) {
         out_raw(&cli->out, "no VMs yet: vmfrost discover shows the running ones, "

@@ -67,7 +67,7 @@ take_word(struct cli *cli, struct json_object *class, const char *word)
     struct json_object *at = key->object ? vf_json_object(class, key->object) : class;
 
     if (!at) {
-        at = json_object_new_object();
+        at = vf_json_new_object();
         vf_json_add(class, key->object, at);
     }
     const char *value = equals + 1;
@@ -134,14 +134,14 @@ show(struct cli *cli)
 static enum vmfrost_code
 set(struct cli *cli, const char *name, const char **words)
 {
-    VF_AUTO_JSON struct json_object *class = json_object_new_object();
+    VF_AUTO_JSON struct json_object *class = vf_json_new_object();
     struct vmfrost_error error = {.code = VMFROST_OK};
 
     for (; *words; words++)
         if (!take_word(cli, class, *words))
             return VMFROST_USAGE;
-    if (vmfrost_storage_set(cli->context, name, json_object_to_json_string(class), &error) !=
-        VMFROST_OK)
+    if (vmfrost_storage_set(cli->context, name, vf_json_print(class, JSON_C_TO_STRING_SPACED),
+                            &error) != VMFROST_OK)
         return report_error(cli, &error);
     return cli->options.quiet ? VMFROST_OK : show(cli);
 }

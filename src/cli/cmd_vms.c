@@ -98,9 +98,9 @@ present_settings(struct cli *cli, struct vmfrost_error *error, bool *known_r)
             continue;
         *known_r = true;
         struct json_object *settings = vf_json_object(vm, "settings");
-        return settings ? json_object_get(settings) : json_object_new_object();
+        return settings ? json_object_get(settings) : vf_json_new_object();
     }
-    return json_object_new_object();
+    return vf_json_new_object();
 }
 
 /* False after a usage error was reported. */
@@ -159,8 +159,8 @@ run_add(struct cli *cli)
         return report_usage(cli, "where is %s? A new VM needs --qmp PATH", cli->vm);
     if (!change_settings(cli, settings))
         return VMFROST_USAGE;
-    if (vmfrost_add(cli->context, cli->vm, json_object_to_json_string(settings), &error) !=
-        VMFROST_OK)
+    if (vmfrost_add(cli->context, cli->vm, vf_json_print(settings, JSON_C_TO_STRING_SPACED),
+                    &error) != VMFROST_OK)
         return report_error(cli, &error);
     if (cli->options.json) {
         VF_AUTO_JSON struct json_object *document = vf_json_strings("name", cli->vm, NULL);

@@ -80,9 +80,8 @@ write_record(struct json_object *record, char **file_r, struct vmfrost_error *er
     const char *folder = getenv("TMPDIR");
     VF_AUTO_FREE char *path =
         vf_printf("%s/vmfrost-XXXXXX.json", folder && *folder ? folder : "/tmp");
-    const char *text =
-        json_object_to_json_string_ext(record, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
-                                                   JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *text = vf_json_print(record, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
+                                                 JSON_C_TO_STRING_NOSLASHESCAPE);
     size_t length = strlen(text), written = 0;
     VF_AUTO_FD int fd = mkostemps(path, (int)strlen(".json"), O_CLOEXEC);
 

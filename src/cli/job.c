@@ -53,7 +53,7 @@ add_number(struct json_object *object, const char *key, double value)
     char text[64];
 
     snprintf(text, sizeof text, "%.3f", value);
-    vf_json_add(object, key, json_object_new_double_s(value, text));
+    vf_json_add_double(object, key, value, text);
 }
 
 static void

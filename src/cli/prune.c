@@ -78,11 +78,11 @@ print_table(struct pruning *pruning)
                                      .indent = 2};
     struct json_object *lists[] = {vf_json_array(pruning->plan, "keep"),
                                    vf_json_array(pruning->plan, "remove")};
-    VF_AUTO_JSON struct json_object *all = json_object_new_array();
+    VF_AUTO_JSON struct json_object *all = vf_json_new_array();
 
     for (size_t i = 0; i < 2; i++) {
         for (size_t j = 0; j < vf_json_length(lists[i]); j++)
-            json_object_array_add(all, json_object_get(vf_json_at(lists[i], j)));
+            vf_json_append(all, json_object_get(vf_json_at(lists[i], j)));
     }
     json_object_array_sort(all, by_time);
     for (size_t i = 0; i < vf_json_length(all); i++)
@@ -162,7 +162,7 @@ delete_one(struct pruning *pruning, struct json_object *entry)
     enum vmfrost_code code = job_report(pruning->cli, &job);
 
     if (code == VMFROST_OK)
-        json_object_array_add(pruning->removed, json_object_new_string(name));
+        vf_json_append(pruning->removed, vf_json_new_string(name));
     else
         outcome_set(&pruning->outcome, code, job.outcome.text, job.outcome.next);
     pruning->outcome.guest = job.outcome.guest;
@@ -279,7 +279,7 @@ prune_vm(struct cli *cli, const char *vm, const struct vmfrost_prune_options *op
         .cli = cli,
         .vm = vm,
         .does_it = does_it,
-        .removed = json_object_new_array(),
+        .removed = vf_json_new_array(),
         .outcome = {.snapshot = VMFROST_SNAPSHOT_NONE, .guest = VMFROST_GUEST_NEVER_FROZEN},
     };
 

@@ -371,7 +371,7 @@ print_evidence(struct out *out, struct json_object *record)
         struct json_object *event = vf_json_at(events, i);
 
         print_field(out, "in the window",
-                    text_or(vf_json_text(event), json_object_to_json_string(event)));
+                    text_or(vf_json_text(event), vf_json_print(event, JSON_C_TO_STRING_SPACED)));
     }
 }
 

@@ -30,8 +30,8 @@ report_warning(struct cli *cli, const char *text)
     if (cli->options.quiet)
         return;
     if (!cli->shown)
-        cli->shown = json_object_new_array();
-    json_object_array_add(cli->shown, json_object_new_string(text));
+        cli->shown = vf_json_new_array();
+    vf_json_append(cli->shown, vf_json_new_string(text));
     live_pause(cli->live);
     out_text(&cli->err, STYLE_WARN, "warning:");
     out_text(&cli->err, STYLE_PLAIN, " %s\n", text);
@@ -71,8 +71,7 @@ report_alarm(struct cli *cli, const char *vm, const char *text, const char *next
 static void
 print_json(struct cli *cli, struct json_object *document, int flags)
 {
-    const char *text =
-        json_object_to_json_string_ext(document, flags | JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *text = vf_json_print(document, flags | JSON_C_TO_STRING_NOSLASHESCAPE);
 
     out_lines(&cli->out, text);
     out_raw(&cli->out, "\n");
@@ -94,7 +93,7 @@ report_json_line(struct cli *cli, struct json_object *document)
 struct json_object *
 report_error_json(enum vmfrost_code code, const char *text, const char *next)
 {
-    struct json_object *error = json_object_new_object();
+    struct json_object *error = vf_json_new_object();
 
     vf_json_add_int(error, "code", (int64_t)code);
     vf_json_add_string(error, "message", text);
@@ -121,7 +120,7 @@ report(struct cli *cli, enum vmfrost_code code, const char *text, const char *ne
         report_json_line(cli, line);
         return code;
     }
-    VF_AUTO_JSON struct json_object *document = json_object_new_object();
+    VF_AUTO_JSON struct json_object *document = vf_json_new_object();
 
     vf_json_add(document, "error", report_error_json(code, text, next));
     report_json(cli, document);

@@ -75,7 +75,7 @@ trace_open(struct cli *cli)
     cli->trace = vf_alloc(sizeof *cli->trace);
     cli->trace->fd = fd;
     cli->trace->begun_us = now_us();
-    cli->trace->events = json_object_new_array();
+    cli->trace->events = vf_json_new_array();
     return true;
 }
 
@@ -95,7 +95,7 @@ add(struct trace *trace, enum row row, const char *name, const char *detail, int
     vf_json_add_int(event, "tid", row);
     if (detail)
         vf_json_add(event, "args", vf_json_strings("detail", detail, NULL));
-    json_object_array_add(trace->events, event);
+    vf_json_append(trace->events, event);
 }
 
 /* The text behind `key` up to the next quote. Owned by the caller; NULL: it is not there. */
@@ -197,7 +197,7 @@ name_rows(struct trace *trace)
         vf_json_add_int(event, "pid", 1);
         vf_json_add_int(event, "tid", row);
         vf_json_add(event, "args", vf_json_strings("name", row_names[row], NULL));
-        json_object_array_add(trace->events, event);
+        vf_json_append(trace->events, event);
     }
 }
 
@@ -211,8 +211,7 @@ trace_close(struct cli *cli)
         return true;
     name_rows(trace);
     const char *text =
-        json_object_to_json_string_ext(trace->events,
-                                       JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
+        vf_json_print(trace->events, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
 
     struct out out;
 

@@ -69,7 +69,7 @@ complain(struct json_object *entry, enum result result, char *text)
     VF_AUTO_FREE char *owned = text;
 
     vf_sanitize(owned);
-    json_object_array_add(vf_json_array(entry, "problems"), json_object_new_string(owned));
+    vf_json_append(vf_json_array(entry, "problems"), vf_json_new_string(owned));
     if (result > result_of(entry))
         vf_json_add_string(entry, "result", result_name(result));
 }
@@ -87,8 +87,8 @@ add_entry(struct vf_flow *flow, const char *path, const char *disk)
     struct json_object *entry =
         vf_json_strings("path", path, "disk", disk, "result", result_name(RESULT_OK), NULL);
 
-    vf_json_add(entry, "problems", json_object_new_array());
-    json_object_array_add(images_of(flow), entry);
+    vf_json_add(entry, "problems", vf_json_new_array());
+    vf_json_append(images_of(flow), entry);
     return entry;
 }
 
@@ -459,7 +459,7 @@ look_at_images(struct vf_flow *flow)
         vf_warn(flow, "%s", error.text);
     flow->document_json = vf_json_strings("vm", flow->vm.name, NULL);
     vf_json_add_bool(flow->document_json, "running", vf_qmp_ready(flow->qmp));
-    vf_json_add(flow->document_json, "images", json_object_new_array());
+    vf_json_add(flow->document_json, "images", vf_json_new_array());
     vf_forest_read(records, vf_json_array(known, "disks"), &forest);
     for (size_t i = 0; i < forest.count; i++)
         for (size_t k = 0; k < forest.trees[i].count; k++)
@@ -532,7 +532,7 @@ on_checked(void *data, const struct vf_program_end *end)
 static char *
 image_words(const char *path)
 {
-    VF_AUTO_JSON struct json_object *file = json_object_new_object();
+    VF_AUTO_JSON struct json_object *file = vf_json_new_object();
     VF_AUTO_JSON struct json_object *image = vf_json_strings("driver", "qcow2", NULL);
     struct stat about;
     bool device = stat(path, &about) == 0 && S_ISBLK(about.st_mode);
@@ -542,8 +542,7 @@ image_words(const char *path)
     vf_json_add(image, "file", json_object_get(file));
     vf_json_add(image, "backing", NULL);
     return vf_printf("json:%s",
-                     json_object_to_json_string_ext(image, JSON_C_TO_STRING_PLAIN |
-                                                               JSON_C_TO_STRING_NOSLASHESCAPE));
+                     vf_json_print(image, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 static void

@@ -61,7 +61,7 @@ vf_classes_left_out(struct vf_flow *flow, struct vmfrost_error *error)
     if (!flow->classes_known && !vf_classes_load(flow->store, &flow->classes, error))
         return NULL;
     flow->classes_known = true;
-    struct json_object *left_out = json_object_new_object();
+    struct json_object *left_out = vf_json_new_object();
 
     if (flow->classes.count == 0 || flow->any_class)
         return left_out;

@@ -91,7 +91,7 @@ on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", FILE_NODE, "backing-file", cut->names.sealed,
                         "backing-fmt", cut->format, NULL);
-    struct json_object *arguments = json_object_new_object();
+    struct json_object *arguments = vf_json_new_object();
 
     vf_json_add_int(options, "size", cut->size);
     vf_json_add(arguments, "options", options);
@@ -134,7 +134,7 @@ note_clones(struct vf_flow *flow)
     if (!record)
         return vf_note_error(flow, &error);
     if (!json_object_object_get_ex(record, "clones", NULL))
-        vf_json_add(record, "clones", json_object_new_array());
+        vf_json_add(record, "clones", vf_json_new_array());
     vf_clones_settle(record);
     struct json_object *clones = vf_json_array(record, "clones");
 
@@ -144,9 +144,8 @@ note_clones(struct vf_flow *flow)
     for (size_t i = 0; i < flow->using->count; i++) {
         const struct vf_copy *copy = &flow->using->copies[i];
 
-        json_object_array_add(clones,
-                              vf_json_strings("path", copy->file.path, "disk",
-                                              flow->cuts[copy->cut].name, "created", now, NULL));
+        vf_json_append(clones, vf_json_strings("path", copy->file.path, "disk",
+                                               flow->cuts[copy->cut].name, "created", now, NULL));
     }
     return vf_record_save(&flow->vm, record, &error) || vf_note_error(flow, &error);
 }

@@ -41,9 +41,9 @@ vf_clones_settle(struct json_object *record)
 
     if (!clones)
         return;
-    linked = json_object_new_array();
+    linked = vf_json_new_array();
     for (size_t i = 0; i < vf_json_length(clones); i++)
         if (is_linked(record, vf_json_at(clones, i)))
-            json_object_array_add(linked, json_object_get(vf_json_at(clones, i)));
+            vf_json_append(linked, json_object_get(vf_json_at(clones, i)));
     vf_json_add(record, "clones", linked);
 }

@@ -207,7 +207,7 @@ static bool
 mark(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
-    struct json_object *document = json_object_new_object();
+    struct json_object *document = vf_json_new_object();
 
     vf_json_add_string(flow->record, "phase", "Failed");
     vf_json_add_bool(flow->record, "readyToUse", false);

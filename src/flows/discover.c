@@ -28,7 +28,7 @@ machines(const struct vf_flow *flow)
 static void
 find(struct vf_flow *flow)
 {
-    flow->document_json = json_object_new_object();
+    flow->document_json = vf_json_new_object();
     vf_json_add(flow->document_json, "machines", vf_process_find_qemus());
     flow->at_part = 0;
     vf_end(flow, VF_OK);

@@ -154,14 +154,14 @@ static void
 note(struct vf_flow *flow, const struct vf_plan *plan)
 {
     struct vmfrost_error ignored = {.code = VMFROST_OK};
-    VF_AUTO_JSON struct json_object *document = json_object_new_object();
+    VF_AUTO_JSON struct json_object *document = vf_json_new_object();
     VF_AUTO_JSON struct json_object *before = vf_disks_load(&flow->vm, &ignored);
-    struct json_object *disks = json_object_new_array();
+    struct json_object *disks = vf_json_new_array();
     char now[32];
 
     vf_flow_time(flow, vf_now_us(), now);
     for (size_t i = 0; i < plan->count; i++) {
-        json_object_array_add(disks, describe(flow, &plan->disks[i], before));
+        vf_json_append(disks, describe(flow, &plan->disks[i], before));
         keep_link(vf_json_at(disks, i), before);
     }
     vf_json_add_string(document, "seen", now);

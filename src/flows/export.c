@@ -237,7 +237,7 @@ static void
 format(struct vf_flow *flow)
 {
     struct json_object *options = vf_json_strings("driver", "qcow2", "file", FILE_NODE, NULL);
-    struct json_object *arguments = json_object_new_object();
+    struct json_object *arguments = vf_json_new_object();
 
     vf_json_add_int(options, "size", current_cut(flow)->size);
     vf_json_add(arguments, "options", options);

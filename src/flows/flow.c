@@ -365,10 +365,9 @@ on_done(struct ev_loop *loop, ev_timer *watcher, int revents)
         .guest = guest_state(flow),
         .text = flow->error.text,
         .next = flow->error.next,
-        .json = document
-                    ? json_object_to_json_string_ext(document, JSON_C_TO_STRING_PLAIN |
-                                                                   JSON_C_TO_STRING_NOSLASHESCAPE)
-                    : "{}",
+        .json = document ? vf_json_print(document,
+                                         JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE)
+                         : "{}",
     };
     vmfrost_done_fn *done = flow->on_done;
     void *data = flow->data;
@@ -405,7 +404,7 @@ vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *l
     flow->journal = (struct vf_journal)VF_JOURNAL_INIT;
     flow->guard = (struct vf_guard)VF_GUARD_INIT;
     flow->daemon = flow->side.daemon = (struct vf_daemon)VF_DAEMON_INIT;
-    flow->warnings = json_object_new_array();
+    flow->warnings = vf_json_new_array();
     flow->evidence.frozen_count = flow->evidence.thawed_count = -1;
     flow->qmp = vf_flow_qmp(flow);
     flow->qga = vf_qga_new(loop, NULL, flow, &flow->log);

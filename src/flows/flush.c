@@ -81,7 +81,7 @@ on_status(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 ask_status(struct vf_flow *flow)
 {
-    struct json_object *arguments = json_object_new_object();
+    struct json_object *arguments = vf_json_new_object();
 
     vf_json_add_int(arguments, "pid", flow->flush_pid);
     vf_ask_agent(flow, "guest-exec-status", arguments, on_status);
@@ -110,11 +110,10 @@ start_flush(struct vf_flow *flow)
     struct json_object *arguments = vf_json_strings("path", automatic ? "sync" : "/bin/sh", NULL);
 
     if (!automatic) {
-        struct json_object *words = json_object_new_array();
+        struct json_object *words = vf_json_new_array();
 
-        json_object_array_add(words, json_object_new_string("-c"));
-        json_object_array_add(words,
-                              json_object_new_string(flow->flush ? flow->flush : flow->vm.flush));
+        vf_json_append(words, vf_json_new_string("-c"));
+        vf_json_append(words, vf_json_new_string(flow->flush ? flow->flush : flow->vm.flush));
         vf_json_add(arguments, "arg", words);
     }
     flow->flush_rounds++;

@@ -200,7 +200,7 @@ static struct json_object *
 sum_up(const struct vf_group *group)
 {
     struct json_object *known = vf_json_strings("id", group->id, NULL);
-    struct json_object *unfrozen = json_object_new_array();
+    struct json_object *unfrozen = vf_json_new_array();
     int64_t first_us = INT64_MAX, last_us = 0;
     bool one_instant = true;
 
@@ -211,7 +211,7 @@ sum_up(const struct vf_group *group)
         if (member->frozen)
             one_instant &= stood_still(member);
         else if (!(member->flow->engine.conditions & VF_IF_STOPPED))
-            json_object_array_add(unfrozen, json_object_new_string(member->flow->vm.name));
+            vf_json_append(unfrozen, vf_json_new_string(member->flow->vm.name));
         first_us = evidence->cut_sent < first_us ? evidence->cut_sent : first_us;
         last_us = evidence->cut > last_us ? evidence->cut : last_us;
     }
@@ -379,7 +379,7 @@ vf_group_start(struct vf_flow **flows, size_t count)
     assert(count > 0);
     vf_random_hex(group->id);
     group->store = flows[0]->store;
-    group->names = json_object_new_array();
+    group->names = vf_json_new_array();
     group->count = group->left = count;
     ev_timer_init(&group->turn, go_on, 0, 0);
     group->turn.data = group;
@@ -390,7 +390,7 @@ vf_group_start(struct vf_flow **flows, size_t count)
         flows[i]->member = &group->members[i];
         flows[i]->engine.conditions |= VF_IF_GROUP;
         flows[i]->wall_offset_us = flows[0]->wall_offset_us; /* their times can be compared */
-        json_object_array_add(group->names, json_object_new_string(name));
+        vf_json_append(group->names, vf_json_new_string(name));
         sorted[i] = flows[i];
     }
     qsort(sorted, count, sizeof *sorted, by_folder);

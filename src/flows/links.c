@@ -40,7 +40,7 @@ load(const struct vf_flow *flow, struct vmfrost_error *error)
 
     text = vf_read_file(path, LINKS_MAX, &length);
     if (!text && errno == ENOENT)
-        return json_object_new_array();
+        return vf_json_new_array();
     VF_AUTO_FREE char *why = text ? NULL : vf_strdup(vf_read_trouble(errno));
     VF_AUTO_JSON struct json_object *links = text ? vf_json_parse(text, length, 8) : NULL;
     bool sound = json_object_is_type(links, json_type_array);
@@ -67,7 +67,7 @@ peek(const struct vf_flow *flow)
     struct vmfrost_error ignored = {.code = VMFROST_OK};
     struct json_object *links = load(flow, &ignored);
 
-    return links ? links : json_object_new_array();
+    return links ? links : vf_json_new_array();
 }
 
 /* For whoever changes it: NULL with the error noted. */
@@ -93,8 +93,8 @@ save(struct vf_flow *flow, struct json_object *links)
             return vf_note(flow, VMFROST_FAILED, "cannot remove %s: %s", path, strerror(errno));
         return true;
     }
-    const char *text = json_object_to_json_string_ext(links, JSON_C_TO_STRING_PRETTY |
-                                                                 JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *text =
+        vf_json_print(links, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
 
     return vf_replace_file(path, text, strlen(text), &error) || vf_note_error(flow, &error);
 }
@@ -106,7 +106,7 @@ append(const struct vf_flow *flow, struct json_object *links, const char *path, 
 
     vf_json_add_int(link, "qemu", flow->qemu.pid);
     vf_json_add_int(link, "qemuStarted", (int64_t)flow->qemu.started);
-    json_object_array_add(links, link);
+    vf_json_append(links, link);
 }
 
 bool
@@ -210,13 +210,13 @@ bool
 vf_links_forget(struct vf_flow *flow, const char *path)
 {
     VF_AUTO_JSON struct json_object *links = take(flow);
-    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+    VF_AUTO_JSON struct json_object *kept = vf_json_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
         const char *its_path = vf_json_string(vf_json_at(links, i), "path");
 
         if (!its_path || strcmp(its_path, path) != 0)
-            json_object_array_add(kept, json_object_get(vf_json_at(links, i)));
+            vf_json_append(kept, json_object_get(vf_json_at(links, i)));
     }
     return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));
 }
@@ -255,7 +255,7 @@ bool
 vf_links_drop(struct vf_flow *flow, const struct vf_inode *inodes, size_t count)
 {
     VF_AUTO_JSON struct json_object *links = take(flow);
-    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+    VF_AUTO_JSON struct json_object *kept = vf_json_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
         struct json_object *link = vf_json_at(links, i);
@@ -263,7 +263,7 @@ vf_links_drop(struct vf_flow *flow, const struct vf_inode *inodes, size_t count)
         struct vmfrost_error error = {.code = VMFROST_OK};
 
         if (!path || !leads_to_any(path, inodes, count))
-            json_object_array_add(kept, json_object_get(link));
+            vf_json_append(kept, json_object_get(link));
         else if (!vf_unlink(path, vf_inode_of(path), &flow->log, &error))
             return vf_note_error(flow, &error);
     }
@@ -286,7 +286,7 @@ bool
 vf_links_trim(struct vf_flow *flow)
 {
     VF_AUTO_JSON struct json_object *links = take(flow);
-    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+    VF_AUTO_JSON struct json_object *kept = vf_json_new_array();
 
     for (size_t i = 0; i < vf_json_length(links); i++) {
         struct json_object *link = vf_json_at(links, i);
@@ -296,7 +296,7 @@ vf_links_trim(struct vf_flow *flow)
 
         if (!path || lstat(path, &about) < 0 || !S_ISREG(about.st_mode) || about.st_nlink < 2 ||
             !is_closed(flow, link, (struct vf_inode){about.st_dev, about.st_ino}))
-            json_object_array_add(kept, json_object_get(link));
+            vf_json_append(kept, json_object_get(link));
         else if (!vf_unlink(path, (struct vf_inode){about.st_dev, about.st_ino}, &flow->log,
                             &error))
             return vf_note_error(flow, &error);
@@ -360,7 +360,7 @@ bool
 vf_links_sweep(struct vf_flow *flow)
 {
     VF_AUTO_JSON struct json_object *links = take(flow);
-    VF_AUTO_JSON struct json_object *kept = json_object_new_array();
+    VF_AUTO_JSON struct json_object *kept = vf_json_new_array();
     struct vmfrost_error error = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records =
         vf_json_length(links) ? vf_record_list(&flow->vm, &error) : NULL;
@@ -376,7 +376,7 @@ vf_links_sweep(struct vf_flow *flow)
         if (lstat(path, &about) < 0)
             continue;
         if (is_needed(link)) {
-            json_object_array_add(kept, json_object_get(link));
+            vf_json_append(kept, json_object_get(link));
             continue;
         }
         const char *why = reason_to_stay(records, path, &about);
@@ -386,7 +386,7 @@ vf_links_sweep(struct vf_flow *flow)
         } else if (!vf_unlink(path, (struct vf_inode){about.st_dev, about.st_ino}, &flow->log,
                               &error)) {
             vf_warn(flow, "%s", error.text);
-            json_object_array_add(kept, json_object_get(link)); /* the next one tries again */
+            vf_json_append(kept, json_object_get(link)); /* the next one tries again */
         }
     }
     return links && (vf_json_length(kept) == vf_json_length(links) || save(flow, kept));

@@ -305,7 +305,7 @@ ask_from(struct vf_flow *flow, size_t first)
 
         if (questions[i].flat) {
             /* Without it the reply grows with the square of the chain's length. */
-            arguments = json_object_new_object();
+            arguments = vf_json_new_object();
             vf_json_add_bool(arguments, "flat", true);
         }
         vf_ask(flow, questions[i].command, arguments, on_answer);
@@ -380,7 +380,7 @@ on_hotplugged(struct vf_flow *flow, const struct vf_reply *reply)
 static void
 ask_hotplugged(struct vf_flow *flow)
 {
-    struct json_object *devices = json_object_new_object();
+    struct json_object *devices = vf_json_new_object();
 
     for (size_t i = 0; i < vf_json_length(flow->facts.block); i++) {
         const char *qdev = vf_json_string(vf_json_at(flow->facts.block, i), "qdev");
@@ -522,7 +522,7 @@ on_devices(struct vf_flow *flow, const struct vf_reply *reply)
         if (!type || !name || strcmp(type, "child<virtserialport>") != 0)
             continue;
         path = vf_printf("%s/%s", homes[flow->at_part], name);
-        json_object_array_add(flow->ports, json_object_new_string(path));
+        vf_json_append(flow->ports, vf_json_new_string(path));
     }
     if (++flow->at_part < HOME_COUNT)
         return;
@@ -536,7 +536,7 @@ find_agent(struct vf_flow *flow)
     if (flow->vm.agent && !flow->agent.socket)
         flow->agent.socket = vf_strdup(flow->vm.agent);
     json_object_put(flow->ports);
-    flow->ports = json_object_new_array();
+    flow->ports = vf_json_new_array();
     flow->at_part = 0;
     for (size_t i = 0; i < HOME_COUNT; i++)
         vf_ask(flow, "qom-list", vf_json_strings("path", homes[i], NULL), on_devices);

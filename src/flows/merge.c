@@ -51,7 +51,7 @@ job_id(const struct vf_flow *flow)
 static bool
 journal_cut(struct vf_flow *flow, const struct vf_cut *cut, const char *state)
 {
-    struct json_object *more = json_object_new_object();
+    struct json_object *more = vf_json_new_object();
 
     vf_json_add_string(more, "disk", cut->name);
     vf_json_add_bool(more, "running", flow->plan.running);

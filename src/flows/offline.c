@@ -223,7 +223,7 @@ eligible_at(const struct vf_flow *flow, size_t index)
 static struct json_object *
 as_block_devices(const struct vf_flow *flow)
 {
-    struct json_object *devices = json_object_new_array(), *known;
+    struct json_object *devices = vf_json_new_array(), *known;
 
     for (size_t i = 0; (known = eligible_at(flow, i)); i++) {
         const char *name = vf_json_string(known, "name"), *device = vf_json_string(known, "device");
@@ -235,7 +235,7 @@ as_block_devices(const struct vf_flow *flow)
         vf_json_add_bool(inserted, "ro", false);
         vf_json_add_bool(entry, "removable", false);
         vf_json_add(entry, "inserted", inserted);
-        json_object_array_add(devices, entry);
+        vf_json_append(devices, entry);
     }
     return devices;
 }
@@ -379,9 +379,9 @@ void
 vf_look_offline(struct vf_flow *flow)
 {
     if (!flow->facts.jobs)
-        flow->facts.jobs = json_object_new_array();
+        flow->facts.jobs = vf_json_new_array();
     if (!flow->facts.block_jobs)
-        flow->facts.block_jobs = json_object_new_array();
+        flow->facts.block_jobs = vf_json_new_array();
     flow->at = 0;
     open_next(flow);
 }

@@ -58,7 +58,7 @@ static struct json_object *
 cache_of(struct json_object *node)
 {
     struct json_object *modes = vf_json_object(node, "cache");
-    struct json_object *cache = json_object_new_object();
+    struct json_object *cache = vf_json_new_object();
 
     vf_json_add_bool(cache, "direct", vf_json_bool(modes, "direct", false));
     vf_json_add_bool(cache, "no-flush", vf_json_bool(modes, "no-flush", false));
@@ -276,7 +276,7 @@ create_image(struct vf_flow *flow, const struct vf_cut *cut)
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
                         "backing-fmt", vf_cut_backing_format(cut), NULL);
-    struct json_object *arguments = json_object_new_object();
+    struct json_object *arguments = vf_json_new_object();
 
     vf_json_add_int(options, "size", vf_cut_overlay_size(cut));
     vf_class_overlay_options(flow, cut, options);
@@ -341,7 +341,7 @@ create_files(struct vf_flow *flow)
         const struct vf_cut *cut = &flow->cuts[i];
         struct json_object *options =
             vf_json_strings("driver", "file", "filename", cut->names.overlay, NULL);
-        struct json_object *arguments = json_object_new_object();
+        struct json_object *arguments = vf_json_new_object();
 
         vf_json_add_int(options, "size", 0);
         vf_json_add(arguments, "options", options);
@@ -389,11 +389,11 @@ vf_step_overlays(struct vf_flow *flow)
 static struct json_object *
 transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal)
 {
-    struct json_object *actions = json_object_new_array(), *arguments = json_object_new_object();
+    struct json_object *actions = vf_json_new_array(), *arguments = vf_json_new_object();
 
     for (size_t i = first; i < end + rehearsal; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
-        struct json_object *action = json_object_new_object();
+        struct json_object *action = vf_json_new_object();
         bool last = i == end;
 
         vf_json_add_string(action, "type",
@@ -401,7 +401,7 @@ transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal
                            : flow->preopened ? "blockdev-snapshot"
                                              : "blockdev-snapshot-sync");
         if (last)
-            vf_json_add(action, "data", json_object_new_object());
+            vf_json_add(action, "data", vf_json_new_object());
         else if (flow->preopened)
             vf_json_add(action, "data",
                         vf_json_strings("node", cut->node, "overlay", cut->overlay_node, NULL));
@@ -410,7 +410,7 @@ transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal
                         vf_json_strings("node-name", cut->node, "snapshot-node-name",
                                         cut->overlay_node, "snapshot-file", cut->names.overlay,
                                         "mode", "existing", NULL));
-        json_object_array_add(actions, action);
+        vf_json_append(actions, action);
     }
     vf_json_add(arguments, "actions", actions);
     return arguments;

@@ -47,7 +47,7 @@ has_ended(struct vf_flow *flow)
 struct json_object *
 vf_nodes_below(const struct vf_flow *flow)
 {
-    struct json_object *names = json_object_new_array();
+    struct json_object *names = vf_json_new_array();
     struct json_object *graph = flow->facts.graph;
 
     for (size_t i = 0; i < flow->cut_count; i++) {
@@ -56,7 +56,7 @@ vf_nodes_below(const struct vf_flow *flow)
 
         for (; node && left > 0; node = vf_graph_child(graph, node, "backing"))
             for (const char *part = node; part && left > 0; left--) {
-                json_object_array_add(names, json_object_new_string(part));
+                vf_json_append(names, vf_json_new_string(part));
                 part = vf_graph_child(graph, part, "file");
             }
     }
@@ -67,7 +67,7 @@ vf_nodes_below(const struct vf_flow *flow)
 static void
 journal_halt(struct vf_flow *flow)
 {
-    struct json_object *more = json_object_new_object();
+    struct json_object *more = vf_json_new_object();
 
     vf_json_add_int(more, "guard", flow->guard.pid);
     vf_json_add_int(more, "guardStarted", (int64_t)flow->guard.started);

@@ -47,10 +47,10 @@ vf_journal_state(struct vf_flow *flow, const char *state, struct json_object *mo
 struct json_object *
 vf_cuts_json(const struct vf_flow *flow)
 {
-    struct json_object *array = json_object_new_array();
+    struct json_object *array = vf_json_new_array();
 
     for (size_t i = 0; i < flow->cut_count; i++)
-        json_object_array_add(array, vf_cut_json(&flow->cuts[i]));
+        vf_json_append(array, vf_cut_json(&flow->cuts[i]));
     return array;
 }
 
@@ -129,7 +129,7 @@ add_ms(struct json_object *object, const char *key, int64_t from_us, int64_t to_
     /* In integers: the caller's locale may write decimals with a comma. */
     snprintf(text, sizeof text, "%lld.%03d", (long long)((to_us - from_us) / 1000),
              (int)((to_us - from_us) % 1000));
-    vf_json_add(object, key, json_object_new_double_s((double)(to_us - from_us) / 1000, text));
+    vf_json_add_double(object, key, (double)(to_us - from_us) / 1000, text);
 }
 
 static const char *
@@ -155,7 +155,7 @@ vf_evidence_json(const struct vf_flow *flow)
     const struct vf_evidence *evidence = &flow->evidence;
     if (flow->recovered_evidence)
         return json_object_get(flow->recovered_evidence);
-    struct json_object *object = json_object_new_object();
+    struct json_object *object = vf_json_new_object();
 
     vf_json_add_string(object, "quiesce", quiesce_name(flow->options.quiesce));
     vf_json_add_string(object, "method", flow->preopened ? "preopened" : "existing");
@@ -192,7 +192,7 @@ add_condition(const struct vf_flow *flow, struct json_object *conditions, const 
                         "message", message, NULL);
 
     add_time(flow, condition, "lastTransitionTime", vf_now_us());
-    json_object_array_add(conditions, condition);
+    vf_json_append(conditions, condition);
 }
 
 /* It opens what is a sealed image from now on; or still does, from an earlier snapshot on. */
@@ -212,8 +212,8 @@ launcher_must_change(const struct vf_flow *flow, const struct vf_cut *cut,
 static struct json_object *
 volumes(const struct vf_flow *flow, struct json_object *records)
 {
-    struct json_object *object = json_object_new_object(), *included = json_object_new_array(),
-                       *excluded = json_object_new_array();
+    struct json_object *object = vf_json_new_object(), *included = vf_json_new_array(),
+                       *excluded = vf_json_new_array();
 
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
@@ -227,15 +227,15 @@ volumes(const struct vf_flow *flow, struct json_object *records)
         vf_json_add_int(volume, "size", cut->size);
         if (launcher_must_change(flow, cut, records))
             vf_json_add_bool(volume, "launcherMustChange", true);
-        json_object_array_add(included, volume);
+        vf_json_append(included, volume);
     }
     for (size_t i = 0; i < flow->plan.count; i++) {
         const struct vf_disk *disk = &flow->plan.disks[i];
 
         if (disk->reason != VF_INCLUDED)
-            json_object_array_add(excluded, vf_json_strings("name", disk->name, "reason",
-                                                            vf_reason_name(disk->reason), "message",
-                                                            disk->why, NULL));
+            vf_json_append(excluded, vf_json_strings("name", disk->name, "reason",
+                                                     vf_reason_name(disk->reason), "message",
+                                                     disk->why, NULL));
     }
     /* Of a stopped VM, what was left out when it ran. */
     struct json_object *known =
@@ -243,11 +243,11 @@ volumes(const struct vf_flow *flow, struct json_object *records)
 
     for (size_t i = 0; i < vf_json_length(known); i++)
         if (!vf_json_bool(vf_json_at(known, i), "eligible", false))
-            json_object_array_add(
-                excluded,
-                vf_json_strings("name", vf_json_string(vf_json_at(known, i), "name"), "reason",
-                                vf_json_string(vf_json_at(known, i), "reason"), "message",
-                                vf_json_string(vf_json_at(known, i), "message"), NULL));
+            vf_json_append(excluded,
+                           vf_json_strings("name", vf_json_string(vf_json_at(known, i), "name"),
+                                           "reason", vf_json_string(vf_json_at(known, i), "reason"),
+                                           "message",
+                                           vf_json_string(vf_json_at(known, i), "message"), NULL));
     vf_json_add(object, "included", included);
     vf_json_add(object, "excluded", excluded);
     return object;
@@ -266,7 +266,7 @@ any_launcher_must_change(const struct vf_flow *flow, struct json_object *records
 static void
 fill_conditions(struct vf_flow *flow, const char *phase, bool ready, struct json_object *records)
 {
-    struct json_object *conditions = json_object_new_array();
+    struct json_object *conditions = vf_json_new_array();
     bool failed = strcmp(phase, "Failed") == 0, running = strcmp(phase, "InProgress") == 0;
 
     add_condition(flow, conditions, "Ready", ready,
@@ -289,7 +289,7 @@ fill_conditions(struct vf_flow *flow, const char *phase, bool ready, struct json
 static void
 fill_indications(struct vf_flow *flow)
 {
-    struct json_object *indications = json_object_new_array();
+    struct json_object *indications = vf_json_new_array();
     bool online = !(flow->engine.conditions & VF_IF_STOPPED);
     const char *names[] = {
         online ? "Online" : "Offline",
@@ -303,7 +303,7 @@ fill_indications(struct vf_flow *flow)
 
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i])
-            json_object_array_add(indications, json_object_new_string(names[i]));
+            vf_json_append(indications, vf_json_new_string(names[i]));
     vf_json_add(flow->record, "indications", indications);
 }
 

@@ -355,7 +355,7 @@ disk_named(const struct vf_flow *flow, const char *name)
 static bool
 choose_disks(struct vf_flow *flow, struct choice *choice)
 {
-    VF_AUTO_JSON struct json_object *names = json_object_new_array();
+    VF_AUTO_JSON struct json_object *names = vf_json_new_array();
     struct vmfrost_error ignored = {.code = VMFROST_OK};
 
     vf_plan_facts(flow, &ignored);
@@ -365,8 +365,7 @@ choose_disks(struct vf_flow *flow, struct choice *choice)
     for (size_t i = 0; i < choice->target_count; i++) {
         if (!find_disk(flow, choice, i))
             return false;
-        json_object_array_add(names,
-                              json_object_new_string(flow->plan.disks[choice->disks[i]].name));
+        vf_json_append(names, vf_json_new_string(flow->plan.disks[choice->disks[i]].name));
     }
     if (!plan_without_others(flow, choice))
         return false;
@@ -802,7 +801,7 @@ const struct vf_table vf_restore_table = {
 void
 vf_restore_describe(struct vf_flow *flow)
 {
-    struct json_object *disks = json_object_new_array();
+    struct json_object *disks = vf_json_new_array();
     bool change = false;
 
     flow->document_json = vf_json_strings("vm", flow->vm.name, "name", flow->snapshot_name, "kept",
@@ -812,8 +811,8 @@ vf_restore_describe(struct vf_flow *flow)
         const char *current = cut->naming == VF_NAMING_FLIP ? cut->names.top : cut->names.overlay;
 
         change |= cut->naming == VF_NAMING_NEW_FILE;
-        json_object_array_add(disks, vf_json_strings("name", cut->name, "current", current, "image",
-                                                     cut->below, NULL));
+        vf_json_append(disks, vf_json_strings("name", cut->name, "current", current, "image",
+                                              cut->below, NULL));
     }
     vf_json_add_bool(flow->document_json, "online", flow->engine.conditions & VF_IF_ONLINE);
     vf_json_add_bool(flow->document_json, "launcherMustChange", change);

@@ -52,13 +52,13 @@ snapshots(struct vf_flow *flow)
                                        "parent",       "current",     "clones"};
     struct vmfrost_error error = {.code = VMFROST_OK};
     VF_AUTO_JSON struct json_object *records = vf_record_list(&flow->vm, &error);
-    struct json_object *list = json_object_new_array();
+    struct json_object *list = vf_json_new_array();
 
     if (vf_failed(&error))
         vf_warn(flow, "%s", error.text);
     vf_truth_complete(&flow->vm, records);
     for (size_t i = 0; i < vf_json_length(records); i++) {
-        struct json_object *summary = json_object_new_object();
+        struct json_object *summary = vf_json_new_object();
         const char *why =
             vf_json_string(vf_json_object(vf_json_at(records, i), "error"), "message");
 
@@ -70,7 +70,7 @@ snapshots(struct vf_flow *flow)
             if (json_object_object_get_ex(vf_json_at(records, i), keys[k], &value))
                 vf_json_add(summary, keys[k], json_object_get(value));
         }
-        json_object_array_add(list, summary);
+        vf_json_append(list, summary);
     }
     return list;
 }
@@ -129,17 +129,17 @@ add_agent(struct vf_flow *flow, struct json_object *document)
 {
     struct json_object *agent =
         vf_json_strings("socket", flow->agent.socket, "message", flow->agent.message, NULL);
-    struct json_object *conditions = json_object_new_array();
+    struct json_object *conditions = vf_json_new_array();
     bool known = flow->facts.status && !(flow->engine.conditions & VF_IF_STOPPED) &&
                  !vf_history_guard_lives(flow);
 
     vf_json_add_bool(agent, "connected", flow->agent.connected);
     vf_json_add(document, "agent", agent);
-    json_object_array_add(conditions, vf_json_strings("type", "AgentConnected", "status",
-                                                      !known                  ? "Unknown"
-                                                      : flow->agent.connected ? "True"
-                                                                              : "False",
-                                                      "message", flow->agent.message, NULL));
+    vf_json_append(conditions, vf_json_strings("type", "AgentConnected", "status",
+                                               !known                  ? "Unknown"
+                                               : flow->agent.connected ? "True"
+                                                                       : "False",
+                                               "message", flow->agent.message, NULL));
     vf_json_add(document, "conditions", conditions);
 }
 
@@ -170,7 +170,7 @@ describe(struct vf_flow *flow)
         for (size_t i = 0; i < flow->plan.count && i < vf_json_length(disks); i++)
             add_place(flow, vf_json_at(disks, i), &flow->plan.disks[i]);
     } else {
-        document = json_object_new_object();
+        document = vf_json_new_object();
         add_known_disks(flow, document);
     }
     if (running) {

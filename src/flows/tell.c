@@ -133,7 +133,7 @@ complain(struct vf_flow *flow, const char *text)
             return;
         }
     vf_log(&flow->log, VMFROST_LOG_WARNING, "%s", text);
-    json_object_array_add(flow->warnings, json_object_new_string(text));
+    vf_json_append(flow->warnings, vf_json_new_string(text));
 }
 
 void

@@ -170,7 +170,7 @@ vf_truth_complete(const struct vf_vm *vm, struct json_object *records)
         for (size_t k = 0; name && k < forest.count; k++)
             doubt(record, &forest.trees[k]);
         vf_clones_settle(record);
-        vf_json_add(record, "parent", parent ? json_object_new_string(parent) : NULL);
+        vf_json_add(record, "parent", parent ? vf_json_new_string(parent) : NULL);
         vf_json_add_bool(record, "current", current && name && strcmp(current, name) == 0);
     }
 }
@@ -246,7 +246,7 @@ tell(const struct truth *truth, struct json_object *conditions)
         if (!condition) {
             condition = vf_json_strings("type", finding->type, "status", "True", "reason",
                                         finding->reason, NULL);
-            json_object_array_add(conditions, condition);
+            vf_json_append(conditions, condition);
         }
         vf_json_add_string(condition, "message", message);
     }

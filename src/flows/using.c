@@ -547,7 +547,7 @@ vf_using_publish(struct vf_flow *flow, struct vf_copy *copy)
 struct json_object *
 vf_using_files_json(const struct vf_flow *flow)
 {
-    struct json_object *files = json_object_new_array();
+    struct json_object *files = vf_json_new_array();
 
     for (size_t i = 0; i < flow->using->count; i++) {
         const struct vf_copy *copy = &flow->using->copies[i];
@@ -560,7 +560,7 @@ vf_using_files_json(const struct vf_flow *flow)
         if (fstat(copy->file.fd, &about) == 0)
             vf_json_add_int(file, "allocated", (int64_t)about.st_blocks * 512);
         vf_json_add_string(file, "sha256", copy->checksum[0] ? copy->checksum : NULL);
-        json_object_array_add(files, file);
+        vf_json_append(files, file);
     }
     return files;
 }

@@ -23,7 +23,7 @@
 static bool
 journal_guard(struct vf_flow *flow)
 {
-    struct json_object *more = json_object_new_object();
+    struct json_object *more = vf_json_new_object();
 
     vf_json_add_int(more, "guard", flow->guard.pid);
     vf_json_add_int(more, "guardStarted", (int64_t)flow->guard.started);
@@ -121,7 +121,7 @@ chosen_mounts(const struct vf_flow *flow)
     struct json_object *points = flow->freezing.mounts.points, *arguments = NULL;
 
     if (points) {
-        arguments = json_object_new_object();
+        arguments = vf_json_new_object();
         vf_json_add(arguments, "mountpoints", json_object_get(points));
     }
     return arguments;
@@ -321,11 +321,11 @@ static void
 emergency_thaw(struct vf_flow *flow)
 {
     static const char *const keys[] = {"alt", "sysrq", "j"};
-    struct json_object *list = json_object_new_array(), *arguments = json_object_new_object();
+    struct json_object *list = vf_json_new_array(), *arguments = vf_json_new_object();
 
     flow->emergency = true;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        json_object_array_add(list, vf_json_strings("type", "qcode", "data", keys[i], NULL));
+        vf_json_append(list, vf_json_strings("type", "qcode", "data", keys[i], NULL));
     vf_json_add(arguments, "keys", list);
     vf_ask(flow, "send-key", arguments, on_emergency);
 }

@@ -505,8 +505,7 @@ static char *
 text_of(struct json_object *document)
 {
     char *text =
-        vf_strdup(json_object_to_json_string_ext(document, JSON_C_TO_STRING_PLAIN |
-                                                               JSON_C_TO_STRING_NOSLASHESCAPE));
+        vf_strdup(vf_json_print(document, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 
     json_object_put(document);
     return text;
@@ -607,7 +606,7 @@ static void
 append_all(struct json_object *all, struct json_object *records)
 {
     for (size_t i = 0; i < vf_json_length(records); i++)
-        json_object_array_add(all, json_object_get(vf_json_at(records, i)));
+        vf_json_append(all, json_object_get(vf_json_at(records, i)));
     json_object_put(records);
 }
 
@@ -615,7 +614,7 @@ enum vmfrost_code
 vmfrost_list(struct vmfrost *context, const char *vm, char **json_r, struct vmfrost_error *error_r)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
-    struct json_object *all = json_object_new_array();
+    struct json_object *all = vf_json_new_array();
 
     if (vm) {
         append_all(all, records_of(context, vm, &error));

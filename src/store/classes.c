@@ -268,7 +268,7 @@ vf_classes_json(const struct vf_store *store, struct vmfrost_error *error)
     if (!vf_document_load_array(path, CLASSES_MOST, &array, error))
         return NULL;
     if (!array)
-        return json_object_new_array();
+        return vf_json_new_array();
     return read_all(array, path, VMFROST_FAILED, &classes, error) ? VF_STEAL(array) : NULL;
 }
 
@@ -355,7 +355,7 @@ change(struct json_object *object, struct json_object *changes)
             json_object_object_del(object, key);
         } else if (json_object_is_type(value, json_type_object)) {
             if (!inner) {
-                inner = json_object_new_object();
+                inner = vf_json_new_object();
                 vf_json_add(object, key, inner);
             }
             change(inner, value);
@@ -398,7 +398,7 @@ vf_class_set(struct vf_store *store, const char *name, struct json_object *chang
     size_t at = index_of(array, name);
 
     if (at == vf_json_length(array))
-        json_object_array_add(array, vf_json_strings("name", name, NULL));
+        vf_json_append(array, vf_json_strings("name", name, NULL));
     change(vf_json_at(array, at), changes);
     return read_all(array, "storage classes", VMFROST_USAGE, &classes, error) &&
            save(store, array, error);

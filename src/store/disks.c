@@ -210,11 +210,11 @@ vf_disks_are_names(struct json_object *names, const char *where, enum vmfrost_co
 static struct json_object *
 without(struct json_object *names, const char *disk)
 {
-    struct json_object *others = json_object_new_array();
+    struct json_object *others = vf_json_new_array();
 
     for (size_t i = 0; i < vf_json_length(names); i++)
         if (strcmp(vf_json_text(vf_json_at(names, i)), disk) != 0)
-            json_object_array_add(others, json_object_get(vf_json_at(names, i)));
+            vf_json_append(others, json_object_get(vf_json_at(names, i)));
     return others;
 }
 
@@ -247,7 +247,7 @@ vf_store_set_persistent(struct vf_store *store, const char *name, const char *di
         return false;
     names = without(names, disk);
     if (persistent)
-        json_object_array_add(names, json_object_new_string(disk));
+        vf_json_append(names, vf_json_new_string(disk));
     if (vf_json_length(names) > 0) {
         vf_json_add(settings, "persistentDisks", names);
     } else {
@@ -279,7 +279,7 @@ vf_disks_known(const struct vf_vm *vm, struct vmfrost_error *error)
 {
     if (vf_json_length(vm->disks) == 0)
         return vf_disks_load(vm, error);
-    struct json_object *document = json_object_new_object(), *disks = json_object_new_array();
+    struct json_object *document = vf_json_new_object(), *disks = vf_json_new_array();
 
     for (size_t i = 0; i < vf_json_length(vm->disks); i++) {
         struct json_object *declared = vf_json_at(vm->disks, i);
@@ -291,7 +291,7 @@ vf_disks_known(const struct vf_vm *vm, struct vmfrost_error *error)
         if (strcmp(file, vf_json_string(declared, "file")) != 0)
             vf_json_add_string(disk, "link", vf_json_string(declared, "file"));
         vf_json_add_bool(disk, "eligible", true);
-        json_object_array_add(disks, disk);
+        vf_json_append(disks, disk);
     }
     vf_json_add_bool(document, "declared", true);
     vf_json_add(document, "disks", disks);

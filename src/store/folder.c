@@ -300,9 +300,8 @@ bool
 vf_document_save(const char *path, struct json_object *document, size_t most,
                  struct vmfrost_error *error)
 {
-    const char *plain =
-        json_object_to_json_string_ext(document, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
-                                                     JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *plain = vf_json_print(document, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
+                                                    JSON_C_TO_STRING_NOSLASHESCAPE);
 
     assert(plain);
     VF_AUTO_FREE char *text = vf_printf("%s\n", plain);

@@ -236,7 +236,7 @@ describe(struct vf_store *store, const char *name)
 
     if (access(folder, F_OK) < 0 && errno == ENOENT)
         return NULL;
-    struct json_object *entry = json_object_new_object();
+    struct json_object *entry = vf_json_new_object();
 
     if (vf_settings_load(folder, &settings, &error) && settings)
         vf_settings_read(settings, document, VMFROST_FAILED, &found, &error);
@@ -244,7 +244,7 @@ describe(struct vf_store *store, const char *name)
         vf_fail(&error, VMFROST_FAILED, "%s is missing", document);
     vf_record_names(&vm, &records, &error);
     vf_json_add_string(entry, "name", vf_is_address_folder(name) && found.qmp ? found.qmp : name);
-    vf_json_add(entry, "settings", settings ? VF_STEAL(settings) : json_object_new_object());
+    vf_json_add(entry, "settings", settings ? VF_STEAL(settings) : vf_json_new_object());
     vf_json_add_int(entry, "snapshots", (int64_t)records.count);
     vf_json_add_bool(entry, "interrupted", vf_journal_exists(&vm) && !vf_vm_locked(&vm));
     if (vf_failed(&error))
@@ -270,7 +270,7 @@ vf_store_vms(struct vf_store *store, struct vmfrost_error *error)
 
     if (!vf_folder_names(store->vms, &names, error))
         return NULL;
-    struct json_object *vms = json_object_new_array();
+    struct json_object *vms = vf_json_new_array();
 
     for (int nameless = 0; nameless <= 1; nameless++)
         for (size_t i = 0; i < names.count; i++) {
@@ -282,7 +282,7 @@ vf_store_vms(struct vf_store *store, struct vmfrost_error *error)
             struct json_object *vm = describe(store, name);
 
             if (vm)
-                json_object_array_add(vms, vm);
+                vf_json_append(vms, vm);
         }
     return vms;
 }

@@ -59,7 +59,7 @@ static bool
 append(struct vf_journal *journal, struct json_object *entry, bool first,
        struct vmfrost_error *error)
 {
-    const char *plain = json_object_to_json_string_ext(entry, JSON_C_TO_STRING_NOSLASHESCAPE);
+    const char *plain = vf_json_print(entry, JSON_C_TO_STRING_NOSLASHESCAPE);
 
     assert(plain);
     size_t length = strlen(plain);
@@ -198,7 +198,7 @@ read_lines(const char *text, size_t length, struct json_object *lines)
             continue;
         if (!is_entry(entry, json_object_array_length(lines) == 0))
             return number;
-        json_object_array_add(lines, VF_STEAL(entry));
+        vf_json_append(lines, VF_STEAL(entry));
     }
     return 0;
 }
@@ -227,7 +227,7 @@ vf_journal_read(const struct vf_vm *vm, struct vmfrost_error *error)
         hint_journal(vm, error);
         return NULL;
     }
-    VF_AUTO_JSON struct json_object *lines = json_object_new_array();
+    VF_AUTO_JSON struct json_object *lines = vf_json_new_array();
     size_t damaged = read_lines(text, length, lines);
 
     if (damaged == 0)

@@ -43,7 +43,7 @@ owner_release(struct owner *owner)
 static void
 write_owner(int fd, const char *what)
 {
-    VF_AUTO_JSON struct json_object *owner = json_object_new_object();
+    VF_AUTO_JSON struct json_object *owner = vf_json_new_object();
     char since[32];
     struct tm broken;
     time_t now = time(NULL);
@@ -54,7 +54,7 @@ write_owner(int fd, const char *what)
     vf_json_add_string(owner, "what", what);
     vf_json_add_string(owner, "since", since);
     VF_AUTO_FREE char *line =
-        vf_printf("%s\n", json_object_to_json_string_ext(owner, JSON_C_TO_STRING_NOSLASHESCAPE));
+        vf_printf("%s\n", vf_json_print(owner, JSON_C_TO_STRING_NOSLASHESCAPE));
     size_t length = strlen(line);
 
     /* One write, then the rest of a longer predecessor: a reader of the first line always sees one
@@ -329,7 +329,7 @@ vf_vm_holder(const struct vf_vm *vm)
 
     if (fd >= 0)
         read_owner(fd, &owner);
-    struct json_object *holder = json_object_new_object();
+    struct json_object *holder = vf_json_new_object();
 
     if (owner.pid == 0)
         return holder;

@@ -191,7 +191,7 @@ vf_record_list(const struct vf_vm *vm, struct vmfrost_error *error)
 
     if (!vf_record_names(vm, &names, error))
         return NULL;
-    struct json_object *list = json_object_new_array();
+    struct json_object *list = vf_json_new_array();
 
     for (size_t i = 0; i < names.count; i++) {
         VF_AUTO_FREE char *path = record_path(vm, names.names[i]);
@@ -205,7 +205,7 @@ vf_record_list(const struct vf_vm *vm, struct vmfrost_error *error)
                 vf_json_strings("name", names.names[i], "vm", vm->name, "phase", "Unknown", NULL);
             vf_json_add(record, "error", vf_json_strings("message", why.text, NULL));
         }
-        json_object_array_add(list, record);
+        vf_json_append(list, record);
     }
     json_object_array_sort(list, by_age);
     return list;

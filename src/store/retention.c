@@ -86,7 +86,7 @@ duration(int64_t ms)
 static void
 keep(struct entry *entry, const char *reason)
 {
-    json_object_array_add(entry->reasons, json_object_new_string(reason));
+    vf_json_append(entry->reasons, vf_json_new_string(reason));
 }
 
 static const char *
@@ -152,7 +152,7 @@ look_at(struct entry *entry, size_t at, struct json_object *record,
     *entry = (struct entry){.at = at,
                             .record = record,
                             .kind = kind_of(record),
-                            .reasons = json_object_new_array()};
+                            .reasons = vf_json_new_array()};
     /* A snapshot is as old as its cut, a record without one as its beginning. */
     const char *time =
         entry->kind == KIND_SNAPSHOT ? vf_json_string(record, "creationTime") : time_of(record);
@@ -329,7 +329,7 @@ vf_retention_json(const struct vf_retention *rules)
                   {"keepHourly", rules->keep_hourly},
                   {"keepDaily", rules->keep_daily},
                   {"keepWeekly", rules->keep_weekly}};
-    struct json_object *object = json_object_new_object();
+    struct json_object *object = vf_json_new_object();
     VF_AUTO_FREE char *age = duration(rules->max_age_ms);
 
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
@@ -360,7 +360,7 @@ vf_retention_plan(struct json_object *records, const struct vf_retention *rules,
 {
     size_t count = vf_json_length(records);
     VF_AUTO_FREE struct entry *entries = vf_alloc((count + 1) * sizeof *entries);
-    struct json_object *kept = json_object_new_array(), *chosen = json_object_new_array();
+    struct json_object *kept = vf_json_new_array(), *chosen = vf_json_new_array();
 
     for (size_t i = 0; i < count; i++)
         look_at(&entries[i], i, vf_json_at(records, i), rules, now_ms);
@@ -373,19 +373,19 @@ vf_retention_plan(struct json_object *records, const struct vf_retention *rules,
     for (size_t i = 0; i < count; i++) {
         judge(&entries[i], rules, now_ms);
         if (!entries[i].against)
-            json_object_array_add(kept, entry_json(&entries[i]));
+            vf_json_append(kept, entry_json(&entries[i]));
         else if (entries[i].kind == KIND_FAILED)
-            json_object_array_add(chosen, entry_json(&entries[i]));
+            vf_json_append(chosen, entry_json(&entries[i]));
     }
     for (size_t i = 0; i < count; i++) {
         if (entries[i].against && entries[i].kind != KIND_FAILED)
-            json_object_array_add(chosen, entry_json(&entries[i]));
+            vf_json_append(chosen, entry_json(&entries[i]));
     }
     for (size_t i = 0; i < count; i++) {
         json_object_put(entries[i].reasons);
         free(entries[i].against);
     }
-    struct json_object *plan = json_object_new_object();
+    struct json_object *plan = vf_json_new_object();
 
     vf_json_add(plan, "keep", kept);
     vf_json_add(plan, "remove", chosen);

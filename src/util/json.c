@@ -2,6 +2,7 @@
 #include "util/json.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <string.h>
@@ -85,38 +86,96 @@ vf_json_at(struct json_object *array, size_t index)
     return index < vf_json_length(array) ? json_object_array_get_idx(array, index) : NULL;
 }
 
+static struct json_object *
+certain(struct json_object *made)
+{
+    if (!made)
+        vf_out_of_memory();
+    return made;
+}
+
+struct json_object *
+vf_json_new_object(void)
+{
+    return certain(json_object_new_object());
+}
+
+struct json_object *
+vf_json_new_array(void)
+{
+    return certain(json_object_new_array());
+}
+
+struct json_object *
+vf_json_new_string(const char *text)
+{
+    return certain(json_object_new_string(text));
+}
+
+struct json_object *
+vf_json_new_text(const char *text, size_t length)
+{
+    assert(length <= INT_MAX);
+    return certain(json_object_new_string_len(text, (int)length));
+}
+
+void
+vf_json_append(struct json_object *array, struct json_object *value)
+{
+    if (json_object_array_add(array, value) < 0)
+        vf_out_of_memory();
+}
+
+/* json-c does not look whether it got the memory for a copy of the key. */
 void
 vf_json_add(struct json_object *object, const char *key, struct json_object *value)
 {
-    int failed = json_object_object_add(object, key, value);
-
-    assert(!failed);
-    (void)failed;
+    errno = 0;
+    if (json_object_object_add(object, key, value) < 0 || errno == ENOMEM)
+        vf_out_of_memory();
 }
 
 void
 vf_json_add_string(struct json_object *object, const char *key, const char *value)
 {
     if (value)
-        vf_json_add(object, key, json_object_new_string(value));
+        vf_json_add(object, key, vf_json_new_string(value));
 }
 
 void
 vf_json_add_int(struct json_object *object, const char *key, int64_t value)
 {
-    vf_json_add(object, key, json_object_new_int64(value));
+    vf_json_add(object, key, certain(json_object_new_int64(value)));
 }
 
 void
 vf_json_add_bool(struct json_object *object, const char *key, bool value)
 {
-    vf_json_add(object, key, json_object_new_boolean(value));
+    vf_json_add(object, key, certain(json_object_new_boolean(value)));
+}
+
+void
+vf_json_add_double(struct json_object *object, const char *key, double value, const char *text)
+{
+    vf_json_add(object, key, certain(json_object_new_double_s(value, text)));
+}
+
+/* What did not fit is missing in the text, and nobody says so but errno. */
+const char *
+vf_json_print(struct json_object *value, int flags)
+{
+    errno = 0;
+    const char *text = json_object_to_json_string_ext(value, flags);
+
+    if (!text || errno == ENOMEM)
+        vf_out_of_memory();
+    return text;
 }
 
 struct json_object *
 vf_json_strings(const char *key, ...)
 {
-    struct json_object *object = json_object_new_object();
+    struct json_object *object = vf_json_new_object();
     va_list arguments;
 
     va_start(arguments, key);
@@ -129,13 +188,20 @@ vf_json_strings(const char *key, ...)
 struct json_object *
 vf_json_parse(const char *text, size_t length, int depth)
 {
-    struct json_tokener *tokener = length > INT_MAX ? NULL : json_tokener_new_ex(depth);
     VF_AUTO_JSON struct json_object *value = NULL;
 
-    if (!tokener)
+    if (length > INT_MAX)
         return NULL;
+    errno = 0;
+    struct json_tokener *tokener = json_tokener_new_ex(depth);
+
+    if (!tokener)
+        vf_out_of_memory();
     json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
     value = json_tokener_parse_ex(tokener, text, (int)length);
+    /* A member that found no room is not there, and json-c says nothing. */
+    if (errno == ENOMEM)
+        vf_out_of_memory();
     bool whole = json_tokener_get_error(tokener) == json_tokener_success &&
                  json_tokener_get_parse_end(tokener) == length;
     json_tokener_free(tokener);

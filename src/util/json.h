@@ -29,11 +29,25 @@ struct json_object *vf_json_at(struct json_object *array, size_t index);
 /* The text of a string object, NULL for anything else. */
 const char *vf_json_text(struct json_object *value);
 
+/* json-c's own: out of memory ends the process, where json-c itself would give NULL or leave things
+ * out without a word. Owned by the caller; what is added is taken, and may be NULL. The text
+ * belongs to the value, and lasts until the next one. */
+struct json_object *vf_json_new_object(void) __attribute__((returns_nonnull));
+struct json_object *vf_json_new_array(void) __attribute__((returns_nonnull));
+struct json_object *vf_json_new_string(const char *text) __attribute__((returns_nonnull));
+struct json_object *vf_json_new_text(const char *text, size_t length)
+    __attribute__((returns_nonnull));
+void vf_json_append(struct json_object *array, struct json_object *value);
+const char *vf_json_print(struct json_object *value, int flags) __attribute__((returns_nonnull));
+
 /* Adds a member; the value's reference is taken. A NULL string adds nothing. */
 void vf_json_add(struct json_object *object, const char *key, struct json_object *value);
 void vf_json_add_string(struct json_object *object, const char *key, const char *value);
 void vf_json_add_int(struct json_object *object, const char *key, int64_t value);
 void vf_json_add_bool(struct json_object *object, const char *key, bool value);
+/* Written as `text`. */
+void vf_json_add_double(struct json_object *object, const char *key, double value,
+                        const char *text);
 
 /* {"key": "value", ...} from pairs of strings that end with a NULL. Owned by the caller. */
 struct json_object *vf_json_strings(const char *key, ...) __attribute__((sentinel));

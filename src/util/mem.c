@@ -7,8 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static _Noreturn void
-out_of_memory(void)
+void
+vf_out_of_memory(void)
 {
     static const char words[] = "vmfrost: out of memory\n";
     ssize_t ignored = write(STDERR_FILENO, words, sizeof words - 1);
@@ -23,7 +23,7 @@ vf_alloc(size_t size)
     void *memory = calloc(1, size ? size : 1);
 
     if (!memory)
-        out_of_memory();
+        vf_out_of_memory();
     return memory;
 }
 
@@ -33,7 +33,7 @@ vf_realloc(void *old, size_t size)
     void *memory = realloc(old, size ? size : 1);
 
     if (!memory)
-        out_of_memory();
+        vf_out_of_memory();
     return memory;
 }
 
@@ -55,7 +55,7 @@ vf_printf(const char *format, ...)
     int length = vasprintf(&text, format, arguments);
     va_end(arguments);
     if (length < 0)
-        out_of_memory();
+        vf_out_of_memory();
     return text;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Allocation that cannot fail: out of memory ends the process.
+ * Allocation that cannot fail: out of memory ends the process (for json-c's, see util/json.h).
  *
  * That is the safe answer here. A process that dies while a thaw is owed is what
  * the guard exists for, and what the journal describes; a half-unwound operation
@@ -11,6 +11,7 @@
 
 #include <stddef.h>
 
+void vf_out_of_memory(void) __attribute__((noreturn));
 void *vf_alloc(size_t size) __attribute__((returns_nonnull, malloc)); /* zeroed */
 void *vf_realloc(void *old, size_t size) __attribute__((returns_nonnull));
 char *vf_strdup(const char *text) __attribute__((returns_nonnull, nonnull));

@@ -29,7 +29,7 @@ add(struct json_object *points, const char *path)
 
     while (length > 1 && path[length - 1] == '/')
         length--;
-    json_object_array_add(points, json_object_new_string_len(path, (int)length));
+    vf_json_append(points, vf_json_new_text(path, length));
 }
 
 /* One word behind the base. */
@@ -64,7 +64,7 @@ vf_mountlist_parse(const char *text, struct vf_mountlist *list)
     char *rest = words, *word;
     bool first = true;
 
-    *list = (struct vf_mountlist){VF_MOUNTS_CUT, json_object_new_array(), json_object_new_array()};
+    *list = (struct vf_mountlist){VF_MOUNTS_CUT, vf_json_new_array(), vf_json_new_array()};
     if (!is_plain(text))
         return false;
     while ((word = strsep(&rest, ","))) {

@@ -283,13 +283,13 @@ choose(struct choice *choice, enum vf_mountlist_base base, struct vf_mounts *mou
 {
     size_t left_out = 0, bytes = 0;
 
-    mounts->points = json_object_new_array();
+    mounts->points = vf_json_new_array();
     for (size_t i = 0; i < choice->count; i++) {
         const struct mount *mount = &choice->mounts[i];
 
         if (is_wanted(choice, mount, base)) {
             bytes += strlen(mount->point);
-            json_object_array_add(mounts->points, json_object_new_string(mount->point));
+            vf_json_append(mounts->points, vf_json_new_string(mount->point));
             mounts->least += mount->freezable && is_first_of_its_name(choice, mount);
             continue;
         }

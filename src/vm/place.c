@@ -326,8 +326,7 @@ portable_name(pid_t pid, const char *file)
     errno = EINVAL;
     if (!json_object_is_type(node, json_type_object) || !make_members_absolute(pid, node))
         return NULL;
-    return vf_printf("%s%s", json_prefix,
-                     json_object_to_json_string_ext(node, JSON_C_TO_STRING_NOSLASHESCAPE));
+    return vf_printf("%s%s", json_prefix, vf_json_print(node, JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 bool

@@ -507,9 +507,9 @@ vf_plan_drop(struct vf_plan *plan, size_t index, enum vf_reason reason, char *wh
 struct json_object *
 vf_plan_json(const struct vf_plan *plan)
 {
-    struct json_object *json = json_object_new_object();
-    struct json_object *disks = json_object_new_array();
-    struct json_object *warnings = json_object_new_array();
+    struct json_object *json = vf_json_new_object();
+    struct json_object *disks = vf_json_new_array();
+    struct json_object *warnings = vf_json_new_array();
 
     for (size_t i = 0; i < plan->count; i++) {
         const struct vf_disk *disk = &plan->disks[i];
@@ -524,10 +524,10 @@ vf_plan_json(const struct vf_plan *plan)
         if (disk->reason != VF_INCLUDED)
             vf_json_add_string(each, "reason", vf_reason_name(disk->reason));
         vf_json_add_string(each, "message", disk->why);
-        json_object_array_add(disks, each);
+        vf_json_append(disks, each);
     }
     for (size_t i = 0; i < plan->warning_count; i++)
-        json_object_array_add(warnings, json_object_new_string(plan->warnings[i]));
+        vf_json_append(warnings, vf_json_new_string(plan->warnings[i]));
     vf_json_add(json, "disks", disks);
     vf_json_add_string(json, "runState", plan->run_state);
     vf_json_add(json, "warnings", warnings);

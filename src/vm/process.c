@@ -28,8 +28,8 @@
 /* What the kernel lets a command line have. */
 #define CMDLINE_MAX ((size_t)2 << 20)
 
-/* A file of /proc, whose size nobody knows before. Owned by the caller; NULL with errno if it cannot
- * be read, or is larger. */
+/* A file of /proc, whose size nobody knows before. Owned by the caller; NULL with errno if it
+ * cannot be read, or is larger. */
 static char *
 read_proc(pid_t pid, const char *name, size_t most, size_t *length_r)
 {
@@ -251,7 +251,7 @@ add_path(struct json_object *list, const char *path, const char *folder)
     for (size_t i = 0; i < vf_json_length(list); i++)
         if (strcmp(vf_json_text(vf_json_at(list, i)), absolute) == 0)
             return;
-    json_object_array_add(list, json_object_new_string(absolute));
+    vf_json_append(list, vf_json_new_string(absolute));
 }
 
 /* The path of a socket that QEMU listens on, from the text of a chardev. */
@@ -292,8 +292,8 @@ struct json_object *
 vf_process_parse_qemu(const char *cmdline, size_t length, const char *folder)
 {
     const struct arguments all = {cmdline, cmdline + length};
-    struct json_object *qmp = json_object_new_array(), *agent = json_object_new_array();
-    struct json_object *about = json_object_new_object();
+    struct json_object *qmp = vf_json_new_array(), *agent = vf_json_new_array();
+    struct json_object *about = vf_json_new_object();
     struct arguments rest = all;
     const char *argument, *value;
     bool no_reboot = false;
@@ -407,7 +407,7 @@ next_process(DIR *folder)
 struct json_object *
 vf_process_find_qemus(void)
 {
-    struct json_object *qemus = json_object_new_array();
+    struct json_object *qemus = vf_json_new_array();
     DIR *folder = opendir("/proc");
     pid_t pid;
 
@@ -415,7 +415,7 @@ vf_process_find_qemus(void)
         struct json_object *qemu = vf_process_describe_qemu(pid);
 
         if (qemu)
-            json_object_array_add(qemus, qemu);
+            vf_json_append(qemus, qemu);
     }
     if (folder)
         closedir(folder);
@@ -451,7 +451,7 @@ name_of_user(pid_t pid, struct vf_inode inode)
 struct json_object *
 vf_process_find_users(struct vf_inode inode, const pid_t *known, size_t count)
 {
-    struct json_object *users = json_object_new_array();
+    struct json_object *users = vf_json_new_array();
     DIR *folder = opendir("/proc");
     pid_t pid;
 
@@ -463,7 +463,7 @@ vf_process_find_users(struct vf_inode inode, const pid_t *known, size_t count)
         struct json_object *user = vf_json_strings("name", name, NULL);
 
         vf_json_add_int(user, "pid", pid);
-        json_object_array_add(users, user);
+        vf_json_append(users, user);
     }
     if (folder)
         closedir(folder);

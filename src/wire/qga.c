@@ -188,13 +188,13 @@ qga_random(void)
 static char *
 qga_command_text(const char *command, struct json_object *arguments)
 {
-    VF_AUTO_JSON struct json_object *object = json_object_new_object();
+    VF_AUTO_JSON struct json_object *object = vf_json_new_object();
 
     vf_json_add_string(object, "execute", command);
     if (arguments)
         vf_json_add(object, "arguments", arguments);
-    return vf_strdup(json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN |
-                                                                JSON_C_TO_STRING_NOSLASHESCAPE));
+    return vf_strdup(
+        vf_json_print(object, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 /* Ends the request from the loop, with the wire left as it is. */

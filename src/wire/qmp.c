@@ -342,15 +342,15 @@ static char *
 qmp_text(struct vf_qmp *qmp, const char *key, const char *command, struct json_object *arguments,
          uint64_t number)
 {
-    VF_AUTO_JSON struct json_object *object = json_object_new_object();
+    VF_AUTO_JSON struct json_object *object = vf_json_new_object();
     VF_AUTO_FREE char *id = vf_printf("%s-%" PRIu64, qmp->random, number);
 
     vf_json_add_string(object, key, command);
     if (arguments)
         vf_json_add(object, "arguments", arguments);
     vf_json_add_string(object, "id", id);
-    return vf_strdup(json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN |
-                                                                JSON_C_TO_STRING_NOSLASHESCAPE));
+    return vf_strdup(
+        vf_json_print(object, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
 }
 
 /* Somebody waits for the reply. */
@@ -492,7 +492,7 @@ qmp_on_greeting(struct vf_qmp *qmp, struct json_object *message)
         return;
     }
     if (!about) {
-        const char *text = json_object_to_json_string_ext(message, JSON_C_TO_STRING_PLAIN);
+        const char *text = vf_json_print(message, JSON_C_TO_STRING_PLAIN);
         char sample[80];
 
         vf_channel_line(sample, sizeof sample, text, strlen(text));
@@ -506,10 +506,10 @@ qmp_on_greeting(struct vf_qmp *qmp, struct json_object *message)
         qmp->oob = qmp->oob || (offer && strcmp(offer, "oob") == 0);
     }
     if (qmp->oob) {
-        struct json_object *enable = json_object_new_array();
+        struct json_object *enable = vf_json_new_array();
 
-        json_object_array_add(enable, json_object_new_string("oob"));
-        arguments = json_object_new_object();
+        vf_json_append(enable, vf_json_new_string("oob"));
+        arguments = vf_json_new_object();
         vf_json_add(arguments, "enable", enable);
     }
     qmp_set_state(qmp, QMP_NEGOTIATING);
