@@ -591,6 +591,14 @@ find_visible(const struct vf_view *view, const char *absolute, struct vf_place *
     return true;
 }
 
+/* Nobody lets us see it, or not from here. What passes, such as a lack of descriptors, is no reason
+ * for launchers to be changed. */
+static bool
+is_for_good(int cause)
+{
+    return cause == EACCES || cause == EPERM || cause == ENOENT || cause == ESRCH;
+}
+
 static bool
 place_find(const struct vf_view *view, const char *file, const char *format,
            const char *overlay_folder, struct vf_place *place, struct vmfrost_error *error)
@@ -627,6 +635,11 @@ place_find(const struct vf_view *view, const char *file, const char *format,
                                 (opened.read_only || opened.read_write);
         return place_new_file(view, place, vf_strdup("it is a device, which cannot be renamed"),
                               overlay_folder, NULL, error);
+    }
+    if (view->error && !is_for_good(view->error)) {
+        vf_fail(error, VMFROST_FAILED, "what QEMU (pid %d) has open cannot be seen: %s",
+                (int)view->pid, strerror(view->error));
+        return vf_hint(error, "see to that, and try again");
     }
     if (view->error) {
         char *why = vf_printf("what QEMU has open cannot be seen: %s", strerror(view->error));
