@@ -192,6 +192,7 @@ struct vf_flow {
     int *overlay_fds;                /* ... and its new overlays, while they are made; NULL: none */
     size_t overlay_fd_count;
     char *qemu_version;
+    bool before_6_1; /* this QEMU may crash where the guest writes meanwhile: merge.c, graft.c */
     struct vf_facts facts;
     struct vf_classes classes; /* of storage */
     bool classes_known;

@@ -12,7 +12,8 @@
  * at once, but may keep its tables in memory: so everything that was copied is made durable
  * before. In a running VM the job waits for that before its end; a storage daemon cannot be told to
  * flush, so there the job is cancelled instead, the image closed and opened again, and a second job
- * finds nothing left to copy.
+ * finds nothing left to copy. A QEMU before 6.1 can be told, but may abort if a disk on an iothread
+ * has something to do meanwhile: so its VM is stopped for that moment.
  *
  * Both open an image for writing BY NAME, and read-only again by name when they end, at whatever
  * moment they fail. So neither is ever done where a name under which QEMU knows such an image leads
@@ -109,6 +110,13 @@ static const char *
 below_node(struct vf_flow *flow)
 {
     return node_below(flow, root_node(flow), current(flow)->depth + 2);
+}
+
+/* What the job writes to. */
+static const char *
+written_node(struct vf_flow *flow)
+{
+    return current(flow)->way == VF_GRAFT_UP ? upper_node(flow) : lower_node(flow);
 }
 
 /* QEMU's chain has the images that the headers have: as many, and it has these two open. */
@@ -480,6 +488,18 @@ finalize(struct vf_flow *flow)
 }
 
 static void
+on_gone_on(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "cont"))
+        return;
+    flow->stopped = false;
+    if (vf_journal_state(flow, "graft-gone-on", NULL))
+        finalize(flow);
+    else
+        vf_end(flow, VF_REFUSED);
+}
+
+static void
 on_flushed(struct vf_flow *flow, const struct vf_reply *reply)
 {
     const char *complaint = vf_json_text(reply->value);
@@ -492,21 +512,55 @@ on_flushed(struct vf_flow *flow, const struct vf_reply *reply)
         vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
         return;
     }
-    finalize(flow);
+    if (flow->stopped)
+        vf_ask(flow, "cont", NULL, on_gone_on);
+    else
+        finalize(flow);
 }
 
 static void
 flush(struct vf_flow *flow)
 {
-    const char *node = current(flow)->way == VF_GRAFT_UP ? upper_node(flow) : lower_node(flow);
+    const char *node = written_node(flow);
+
     vf_ask_qemu_io(flow, node ? node : "", "flush", on_flushed);
+}
+
+/* A QEMU before 6.1 flushes while nothing else is done. */
+
+static void
+on_halted(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "stop"))
+        return;
+    vf_test_point(flow, "graft.halted");
+    flush(flow);
+}
+
+static void
+on_run_state(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "query-status"))
+        return;
+    if (!vf_json_bool(reply->value, "running", false)) {
+        flush(flow);
+        return;
+    }
+    if (!vf_journal_state(flow, "graft-halted", NULL)) {
+        vf_end(flow, VF_REFUSED);
+        return;
+    }
+    flow->stopped = true; /* the way back lets it go on */
+    vf_ask(flow, "stop", NULL, on_halted);
 }
 
 static void
 make_durable(struct vf_flow *flow, bool synced)
 {
     (void)synced;
-    if (is_online(flow))
+    if (is_online(flow) && flow->before_6_1)
+        vf_ask(flow, "query-status", NULL, on_run_state);
+    else if (is_online(flow))
         flush(flow);
     else if (current(flow)->way == VF_GRAFT_UP && !flow->graft_durable)
         vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_cancelling);
@@ -661,10 +715,9 @@ on_looked(struct vf_flow *flow)
         return;
     }
     note_leftovers(flow);
-    const char *node = up ? upper_node(flow) : lower_node(flow);
     struct vf_inode inode = up ? graft->upper_inode : graft->lower_inode;
 
-    if (vf_node_leads_to(flow, node, inode)) {
+    if (vf_node_leads_to(flow, written_node(flow), inode)) {
         start_job(flow);
         return;
     }

@@ -156,6 +156,8 @@ vf_history_left_stopped(const struct vf_flow *flow)
 {
     size_t flip = vf_history_index(flow, "merge-flip");
 
+    if (vf_history_index(flow, "graft-halted") > vf_history_index(flow, "graft-gone-on"))
+        return true;
     return flip && flip > vf_history_index(flow, "merge-running") &&
            flip > vf_history_index(flow, "merged") &&
            vf_json_bool(vf_history_last(flow, "merge-flip"), "running", false);

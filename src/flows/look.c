@@ -200,6 +200,10 @@ deal_with_jobs(struct vf_flow *flow)
     vf_end(flow, VF_REFUSED);
 }
 
+/* Tells of repairs that came with it or before it, and that no query tells of: before_6_1. It is
+ * not needed otherwise. */
+#define COMMAND_OF_6_1 "blockdev-reopen"
+
 /* What operations cannot do without, whichever: nothing is begun that could not be undone. (No
  * argument that is sent is younger than 5.2.) In the order of strcmp(). */
 static const char *const commands_needed[] = {
@@ -210,9 +214,11 @@ static const char *const commands_needed[] = {
     "blockdev-create",
     "blockdev-del",
     "blockdev-mirror",
+    COMMAND_OF_6_1,
     "blockdev-snapshot",
     "blockdev-snapshot-sync",
     "cont",
+    "human-monitor-command",
     "job-cancel",
     "job-complete",
     "job-dismiss",
@@ -260,7 +266,9 @@ on_commands(struct vf_flow *flow, const struct vf_reply *reply)
         tells = tells || vf_same(name, "query-commands");
     }
     for (size_t i = 0; tells && i < COMMANDS_NEEDED; i++)
-        if (!known[i]) {
+        if (!known[i] && strcmp(commands_needed[i], COMMAND_OF_6_1) == 0) {
+            flow->before_6_1 = true;
+        } else if (!known[i]) {
             size_t length = strlen(missing);
 
             snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "",

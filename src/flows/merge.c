@@ -16,6 +16,9 @@
  * writable: QEMU 10 does, by that name, and the guest would go on on an overlay over itself. So
  * such a base is made writable before the commit, and stays so when that comes to nothing.
  *
+ * A QEMU before 6.0 crashes if the guest writes in the moment in which an active commit begins:
+ * there the VM is stopped for that moment as well.
+ *
  * The journal knows each of these turns before it is made, so that recovery can finish or undo it;
  * a job that an earlier process left is adopted by its id. Starting again is always allowed.
  */
@@ -391,6 +394,21 @@ on_gone_on(struct vf_flow *flow, const struct vf_reply *reply)
     wait_until_ready(flow);
 }
 
+/* A job that has failed already may have given it back. */
+static void
+on_not_opened(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (!went_well(flow, reply, "looking at the job"))
+        return;
+    if (vf_json_string(reply->value, "error")) {
+        on_concluded(flow, reply);
+        return;
+    }
+    vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing",
+            current(flow)->name, current(flow)->names.sealed);
+    vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+}
+
 static void
 on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
 {
@@ -409,9 +427,7 @@ on_commit_started(struct vf_flow *flow, const struct vf_reply *reply)
     /* The proof that QEMU opened the base and not what has its name. */
     if (cut->base.number && flow->qemu.pid &&
         (!vf_process_opened(flow->qemu.pid, cut->base, &base) || !base.read_write)) {
-        vf_note(flow, VMFROST_FAILED, "disk %s: QEMU has not opened %s for writing", cut->name,
-                cut->names.sealed);
-        vf_ask(flow, "job-cancel", vf_json_strings("id", flow->job, NULL), on_failed_dismissed);
+        vf_job_look(flow, on_not_opened);
         return;
     }
     if (!name_overlay(flow, cut)) {
@@ -462,7 +478,6 @@ turn_and_commit(struct vf_flow *flow)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
 
-    vf_test_point(flow, "merge.stopped");
     /* Whoever starts the VM is to find its current image by that name, also if we die here. */
     if (flow->guard.fd < 0 && !vf_guard_fork(flow, -1, &error)) {
         vf_note_error(flow, &error);
@@ -476,12 +491,22 @@ turn_and_commit(struct vf_flow *flow)
         give_up(flow, VF_REFUSED);
 }
 
+/* The guest writes nothing meanwhile. */
+static void
+commit_at_rest(struct vf_flow *flow)
+{
+    vf_test_point(flow, "merge.stopped");
+    if (has_stale_name(flow, current(flow)))
+        turn_and_commit(flow);
+    else
+        start_commit(flow);
+}
+
 static void
 on_stopped(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (!went_well(flow, reply, "stop"))
-        return;
-    turn_and_commit(flow);
+    if (went_well(flow, reply, "stop"))
+        commit_at_rest(flow);
 }
 
 static void
@@ -495,7 +520,7 @@ on_run_state(struct vf_flow *flow, const struct vf_reply *reply)
         return;
     }
     if (!flow->plan.running) {
-        turn_and_commit(flow);
+        commit_at_rest(flow);
         return;
     }
     flow->stopped = true;
@@ -532,7 +557,7 @@ on_jobs(struct vf_flow *flow, const struct vf_reply *reply)
     }
     if (!name_overlay(flow, cut)) /* an attempt before this one may have left it */
         give_up(flow, VF_REFUSED);
-    else if (has_stale_name(flow, cut))
+    else if (has_stale_name(flow, cut) || flow->before_6_1)
         vf_ask(flow, "query-status", NULL, on_run_state);
     else
         start_commit(flow);
