@@ -11,6 +11,7 @@ there in a moment. What a guest would write is written through the device by `qe
 Folders of a Qemu: `disks` (images; QEMU's working directory), `run` (sockets, log), `state`.
 """
 
+import functools
 import json
 import os
 import re
@@ -145,6 +146,17 @@ def go_on(command, timeout=lab.PATIENCE):
     """Let a stopped Command go on to its end: its Out."""
     command.signal(signal.SIGCONT)
     return finish(command, timeout)
+
+
+@functools.cache
+def options():
+    """The options that this QEMU has: {"-action", ...}."""
+    return set(re.findall(r"^(-[\w-]+)", run("qemu-system-x86_64", "-help").stdout, re.M))
+
+
+def as_nobody():
+    """Words for a QEMU that gives up being root."""
+    return ["-runas", "nobody"] if "-runas" in options() else ["-run-with", "user=nobody"]
 
 
 class Qemu:
@@ -310,6 +322,10 @@ class Qemu:
         out = self.vmfrost("delete", "@" + name)
         if out.code != 0:
             raise LabError(f"delete {name}: exit {out.code}: {out.error} {out.err}")
+
+    def catch_up(self):
+        """Returns when QEMU has done, or dropped, all that a client asked for that has hung up."""
+        Qmp(self.socket).close()
 
     # --- what there is
 

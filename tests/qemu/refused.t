@@ -11,7 +11,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bare import (ROOT, SIZE, Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image,
+from bare import (ROOT, SIZE, Qemu, Tap, as_nobody, blockdev, drive, finish, go_on, lab, make_image,
                   process_state, run, wait_until)
 
 DISKS = ["web", "data", "log"]
@@ -304,7 +304,7 @@ def no_permission(t):
         t.skip("a QEMU of another user", "only root can start it")
         return
     words = drive("web") + drive("data", file="closed/data.qcow2") + drive("log")
-    vm = Qemu(words + ["-runas", "nobody"], ["web.qcow2", "log.qcow2"])
+    vm = Qemu(words + as_nobody(), ["web.qcow2", "log.qcow2"])
     (vm.disks / "closed").mkdir(mode=0o755)
     make_image(vm.disks / "closed" / "data.qcow2")
     with vm:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (CLUSTER, SIZE, LabError, Qemu, Tap, blockdev, drive, finish, go_on, image_info,
-                  image_ok, lab, make_image, run, wait_until)
+                  image_ok, lab, make_image, options, run, wait_until)
 
 ONLY = os.environ.get("ONLY", "")
 FULL = os.environ.get("VMFROST_TEST_FULL", "")
@@ -462,6 +462,9 @@ def refusals(t):
                 "--reset")
 
     for words in (["-no-reboot"], ["-action", "reboot=shutdown"]):
+        if words[0] not in options():
+            t.diag(f"this QEMU has no {words[0]}: nothing that could be refused")
+            continue
         with Qemu(words_for("drive") + words, IMAGES) as vm:
             vm.write("web", 1)
             vm.take("one")
