@@ -571,7 +571,7 @@ def while_creating(t):
         vm.qmp("blockdev-add", driver="file", **{"node-name": "other", "filename": str(other)})
         for verb in "status", "check":
             vm.qmp("blockdev-create", **{"job-id": "other", "options": {
-                "driver": "qcow2", "file": "other", "size": 1 << 40, "preallocation": "metadata"}})
+                "driver": "qcow2", "file": "other", "size": 1 << 37, "preallocation": "metadata"}})
             out = vm.vmfrost(verb)
             states = [job["status"] for job in vm.qmp("query-jobs")]
             t.ok(states == ["concluded"] and vm.process.poll() is None,
