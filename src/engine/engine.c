@@ -169,7 +169,7 @@ settle(struct vf_engine *engine)
     engine->completed = false;
     switch (outcome) {
     case VF_OK:
-        engine->owed &= ~step->pays;
+        engine->owed &= ~(unsigned)step->pays;
         engine->ops->trace(engine->flow, step, VF_STEP_DONE);
         if (late == VF_CAUSE_FROZEN_LIMIT && another_way)
             forward(engine, step->otherwise);
@@ -186,7 +186,7 @@ settle(struct vf_engine *engine)
     }
 
     if (outcome == VF_REFUSED && !engine->unwinding)
-        engine->owed &= ~(step->owes & ~step->sticky);
+        engine->owed &= ~(step->owes & ~(unsigned)step->sticky);
     engine->ops->trace(engine->flow, step,
                        outcome == VF_REFUSED ? VF_STEP_WAS_REFUSED : VF_STEP_WAS_UNKNOWN);
     if (late == VF_CAUSE_NONE && !engine->hopeless &&

@@ -46,14 +46,15 @@ struct vf_step {
     const char *name;  /* one word: logs, events, records, the test hook */
     const char *title; /* for people */
     void (*start)(struct vf_flow *flow);
-    unsigned owes;           /* debts booked on entry */
-    unsigned pays;           /* debts that OK pays */
-    unsigned sticky;         /* of `owes`: stay owed even when the step is refused */
-    int32_t budget_ms;       /* of one attempt; there are many rows, and 32 bits are 24 days */
+    /* There are many rows, so that each member is as small as it can be. */
+    uint16_t owes;           /* debts booked on entry */
+    uint16_t pays;           /* debts that OK pays */
+    uint16_t sticky;         /* of `owes`: stay owed even when the step is refused */
+    uint16_t pause_ms;       /* between attempts */
+    int32_t budget_ms;       /* of one attempt: 32 bits are 24 days */
     int32_t patience_ms;     /* > 0: new attempts until so long after the first; VF_PATIENCE_THAW */
-    int32_t pause_ms;        /* between attempts */
-    unsigned otherwise_when; /* only if all of these conditions hold */
-    unsigned when;           /* skipped to `next` unless all of these conditions hold */
+    uint16_t otherwise_when; /* only if all of these conditions hold */
+    uint16_t when;           /* skipped to `next` unless all of these conditions hold */
     unsigned char next;
     unsigned char otherwise; /* after REFUSED or UNKNOWN, going forward */
     bool in_window;          /* the frozen limit counts */
