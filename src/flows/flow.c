@@ -64,7 +64,7 @@ is_point(const char *wanted, size_t length, const char *name)
 void
 vf_test_point(const struct vf_flow *flow, const char *name)
 {
-    const char *wanted = getenv("VMFROST_TEST_AT");
+    const char *wanted = flow->test_at;
     VF_AUTO_FREE char *of_vm =
         wanted ? vf_printf("%s@%s", name, flow->vm.name ? flow->vm.name : "") : NULL;
 
@@ -414,6 +414,7 @@ vf_flow_new(struct ev_loop *loop, struct vf_store *store, const struct vf_log *l
     flow->engine.deadline_us = INT64_MAX;
     flow->accepted_us = vf_now_us();
     flow->wall_offset_us = wall_offset_us();
+    flow->test_at = getenv("VMFROST_TEST_AT");
     vf_random_hex(flow->id);
     ev_timer_init(&flow->timer, on_timer, 0, 0);
     flow->timer.data = flow;

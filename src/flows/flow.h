@@ -283,6 +283,7 @@ struct vf_flow {
     vf_flow_fn *on_agent;
     bool agent_asked; /* a request to the agent is outstanding */
     int64_t accepted_us, wall_offset_us;
+    const char *test_at; /* of the environment, borrowed; NULL: nothing is tested */
     struct vf_queued_event *queued;
     size_t queued_count;
     bool window_open;

@@ -32,26 +32,13 @@ vf_overlay_file_node(const struct vf_cut *cut)
     return vf_printf("%sf", cut->overlay_node);
 }
 
-static struct json_object *
-find_node(const struct vf_flow *flow, const char *node)
-{
-    for (size_t i = 0; node && i < vf_json_length(flow->facts.nodes); i++) {
-        struct json_object *about = vf_json_at(flow->facts.nodes, i);
-        const char *name = vf_json_string(about, "node-name");
-
-        if (name && strcmp(name, node) == 0)
-            return about;
-    }
-    return NULL;
-}
-
 /* The node of a base's file; the base's own if it has none. */
 static struct json_object *
 find_file_node(const struct vf_flow *flow, const struct vf_cut *cut)
 {
     const char *file = vf_graph_child(flow->facts.graph, cut->node, "file");
 
-    return find_node(flow, file ? file : cut->node);
+    return vf_node_about(flow, file ? file : cut->node);
 }
 
 static struct json_object *
@@ -70,7 +57,7 @@ cache_of(struct json_object *node)
 struct json_object *
 vf_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut)
 {
-    struct json_object *base = find_node(flow, cut->node);
+    struct json_object *base = vf_node_about(flow, cut->node);
     const char *zeroes = vf_json_string(base, "detect_zeroes");
     struct json_object *node = vf_json_strings("driver", "qcow2", "node-name", cut->overlay_node,
                                                "detect-zeroes", zeroes ? zeroes : "off", NULL);
@@ -357,7 +344,7 @@ static bool
 loses_modes(const struct vf_flow *flow, const struct vf_cut *cut)
 {
     static const char *const modes[] = {"direct", "no-flush"};
-    struct json_object *base = find_node(flow, cut->node);
+    struct json_object *base = vf_node_about(flow, cut->node);
     struct json_object *file = find_file_node(flow, cut);
     const char *zeroes = vf_json_string(base, "detect_zeroes");
 

@@ -32,24 +32,11 @@ vf_cuts_made(const struct vf_flow *flow)
     return made;
 }
 
-static struct json_object *
-find_node(const struct vf_flow *flow, const char *name)
-{
-    for (size_t i = 0; i < vf_json_length(flow->facts.nodes); i++) {
-        struct json_object *node = vf_json_at(flow->facts.nodes, i);
-        const char *its_name = vf_json_string(node, "node-name");
-
-        if (its_name && strcmp(its_name, name) == 0)
-            return node;
-    }
-    return NULL;
-}
-
 static bool
 graph_is_right(struct vf_flow *flow, const struct vf_cut *cut)
 {
-    struct json_object *overlay = find_node(flow, cut->overlay_node);
-    struct json_object *base = find_node(flow, cut->node);
+    struct json_object *overlay = vf_node_about(flow, cut->overlay_node);
+    struct json_object *base = vf_node_about(flow, cut->node);
     int64_t size = -1;
 
     if (cut->absent) /* unplugged since: there is nothing of it in the graph */
