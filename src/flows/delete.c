@@ -414,7 +414,7 @@ remove_record(struct vf_flow *flow)
     json_object_put(flow->document_json);
     flow->document_json = vf_json_strings("vm", flow->vm.name, "name", flow->snapshot_name, NULL);
     vf_json_add(flow->document_json, "warnings", json_object_get(flow->warnings));
-    vf_journal_close_up(flow);
+    vf_journal_finish(flow);
     vf_end(flow, VF_OK);
 }
 

@@ -215,17 +215,30 @@ vf_graft_sweep(struct vf_flow *flow)
     return true;
 }
 
+static bool
+is_idle(const struct vf_flow *flow, const char *node)
+{
+    return node && vf_graph_has(flow->facts.graph, node) &&
+           !vf_graph_in_use(flow->facts.graph, node);
+}
+
 const char *
 vf_graft_leftover(const struct vf_flow *flow)
 {
     static const char *const keys[] = {"leftover", "leftoverFile"};
 
+    for (size_t i = 0; i < flow->graft_count && i <= flow->graft_at; i++) {
+        const char *const nodes[] = {flow->grafts[i].leftover, flow->grafts[i].leftover_file};
+
+        for (size_t k = 0; k < sizeof nodes / sizeof *nodes; k++)
+            if (is_idle(flow, nodes[k]))
+                return nodes[k];
+    }
     for (size_t i = 1; i < vf_json_length(flow->journal_lines); i++)
         for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
             const char *node = vf_json_string(vf_json_at(flow->journal_lines, i), keys[k]);
 
-            if (node && vf_graph_has(flow->facts.graph, node) &&
-                !vf_graph_in_use(flow->facts.graph, node))
+            if (is_idle(flow, node))
                 return node;
         }
     return NULL;
@@ -322,8 +335,7 @@ drop_leftovers(struct vf_flow *flow)
     const char *const nodes[] = {graft->leftover, graft->leftover_file};
 
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
-        if (nodes[i] && vf_graph_has(flow->facts.graph, nodes[i]) &&
-            !vf_graph_in_use(flow->facts.graph, nodes[i])) {
+        if (is_idle(flow, nodes[i])) {
             vf_ask(flow, "blockdev-del", vf_json_strings("node-name", nodes[i], NULL),
                    on_leftover_dropped);
             return;

@@ -543,6 +543,17 @@ vf_journal_close_up(struct vf_flow *flow)
     return vf_journal_end(&flow->journal, &error) || vf_note_error(flow, &error);
 }
 
+void
+vf_journal_finish(struct vf_flow *flow)
+{
+    struct vmfrost_error before = flow->error;
+
+    if (vf_journal_close_up(flow) || vf_failed(&before))
+        return;
+    vf_warn(flow, "%s", flow->error.text);
+    flow->error = before;
+}
+
 /* QEMU knows each overlay by its hidden name; without a QEMU nobody does. */
 bool
 vf_keep_links(struct vf_flow *flow)
@@ -585,7 +596,7 @@ vf_step_record(struct vf_flow *flow)
     }
     vf_disks_cut(flow);
     vf_test_point(flow, "record.saved");
-    vf_journal_close_up(flow);
+    vf_journal_finish(flow);
     vf_end(flow, VF_OK);
 }
 

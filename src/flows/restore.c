@@ -625,7 +625,7 @@ vf_step_restored(struct vf_flow *flow)
         flow->snapshot_state = VMFROST_SNAPSHOT_TAKEN;
     vf_disks_cut(flow);
     vf_test_point(flow, "record.saved");
-    vf_journal_close_up(flow);
+    vf_journal_finish(flow);
     vf_end(flow, VF_OK);
 }
 

@@ -308,6 +308,8 @@ void vf_absolve(struct vf_flow *flow);
  * owed. */
 bool vf_journal_open(struct vf_flow *flow);
 bool vf_journal_close_up(struct vf_flow *flow);
+/* The same where all is done: that it stays is a warning, for the next command finds that out. */
+void vf_journal_finish(struct vf_flow *flow);
 
 /* links.c: names that a running QEMU still needs. */
 /* Remembers that `path`, a link of `inode`, must stay as long as the QEMU of this flow lives; `top`

@@ -88,8 +88,42 @@ def end(t, name, vm, began, command):
     vm.__exit__()
 
 
+def idle(vm):
+    """The names of vmfrost's nodes that no disk uses."""
+    graph = vm.qmp("x-debug-query-block-graph")
+    used = {edge["child"] for edge in graph["edges"]}
+    return [node["name"] for node in graph["nodes"]
+            if node["name"].startswith("vf") and node["id"] not in used]
+
+
+def cut_off(t, how):
+    """The connection ends with QEMU's answer that two images are joined. The node of the one that
+    went has been made by vmfrost, and would stay as long as QEMU does."""
+    vm = Vm(drive("web")).start()
+    for number, name in enumerate(("one", "two", "three")):
+        vm.take(name, "--method", "preopened")
+        vm.write("web", number + 1, number)
+    vm.proxy.arm([{"number": 1, "do": "link", "how": how,
+                   "when": {"link": "qmp", "dir": "rep", "label": "job-finalize", "nth": 1}}])
+    out = finish(vm.start_vmfrost("delete", "@two"))
+    vm.proxy.arm([])
+    wrong = [f"the node {node}" for node in idle(vm)]
+    again = vm.vmfrost("delete", "@two") if out.code else out
+    names = [name for name in vm.names() if not name.startswith(".")]
+    if again.code or names != ["web.qcow2", "web@one.qcow2", "web@three.qcow2"] or vm.jobs() or \
+            vm.journal():
+        wrong.append(f"again: {again.code} {again.error} {names} {vm.jobs()}")
+    wrong += [f"then the node {node}" for node in idle(vm)]
+    if vm.sees("web", 3) != [1, 2, 3]:
+        wrong.append(f"the guest sees {vm.sees('web', 3)}")
+    t.is_(wrong, [], f"{how}, when two images are joined: exit {out.code}, and no node is left")
+    vm.__exit__()
+
+
 def main():
     with Tap() as t:
+        for how in ("half", "close-before"):
+            cut_off(t, how)
         # All at once: most of it is waiting.
         running = [(f"{command}, its {'request' if direction == 'req' else 'answer'}",
                     *begin(direction, command, nth))
