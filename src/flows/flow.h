@@ -123,6 +123,7 @@ struct vf_restore {
     bool anew;                     /* recovery: the guest runs on the restored disks already */
     struct json_object *snapshot;  /* the record of what is restored */
     struct json_object *old_nodes; /* names, from each disk's root downwards */
+    bool drops_again;              /* over a new connection: there is no third time */
     struct json_object *jobs;      /* as asked last */
     unsigned char *served;         /* for each disk, what was asked for it last in this step */
 };

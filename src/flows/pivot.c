@@ -598,14 +598,20 @@ vf_step_go_on(struct vf_flow *flow)
 
 /* What the launcher has made by itself (-blockdev) does not go with the disk that used it. */
 
+static void look_and_drop(struct vf_flow *flow);
+
 static void
 on_dropped(struct vf_flow *flow, const struct vf_reply *reply)
 {
     /* Refused: QEMU's own, or somebody uses it. */
-    if (reply->outcome == VF_UNKNOWN)
-        vf_expect(flow, reply, "blockdev-del");
-    else
+    if (reply->outcome != VF_UNKNOWN) {
         vf_end(flow, VF_OK);
+    } else if (!flow->restore.drops_again) {
+        flow->restore.drops_again = true;
+        vf_with_qemu(flow, look_and_drop);
+    } else {
+        vf_expect(flow, reply, "blockdev-del");
+    }
 }
 
 static void
@@ -618,6 +624,12 @@ drop(struct vf_flow *flow)
             vf_batch_ask(flow, node, "blockdev-del", vf_json_strings("node-name", node, NULL));
     }
     vf_batch_end(flow, on_dropped);
+}
+
+static void
+look_and_drop(struct vf_flow *flow)
+{
+    vf_look_again(flow, drop);
 }
 
 /* Each of them would keep its image open. A failure is none of the restore's. */

@@ -47,6 +47,18 @@ enum step {
 
 /* Reading the journal. */
 
+/* By a guard that has still time for it, and not one that thaws or has just thawed. */
+static bool
+is_held(const struct vf_flow *flow)
+{
+    const char *until = vf_json_string(vf_history_last(flow, "held"), "until");
+    char now[32];
+
+    vf_flow_time(flow, vf_now_us(), now);
+    return vf_history_was(flow, "freeze") && vf_history_thaw_owed(flow) &&
+           vf_history_guard_lives(flow) && (!until || strcmp(now, until) < 0);
+}
+
 static void
 read_journal(struct vf_flow *flow)
 {
@@ -78,7 +90,7 @@ read_journal(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    if (flow->implicit && vf_history_was(flow, "freeze") && vf_history_guard_lives(flow)) {
+    if (flow->implicit && is_held(flow)) {
         vf_note(flow, VMFROST_FAILED, "the guest is frozen by hand");
         vf_advise(flow, "thaw it first: vmfrost thaw %s", flow->vm.name);
         vf_end(flow, VF_REFUSED);

@@ -13,7 +13,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "torture"))
-from bare import Qemu, Tap, drive, finish, lab
+from bare import Qemu, Tap, blockdev, drive, finish, lab
 from proxy import Proxy
 
 ONLY = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -89,11 +89,11 @@ def end(t, name, vm, began, command):
 
 
 def idle(vm):
-    """The names of vmfrost's nodes that no disk uses."""
+    """The names of the nodes that nobody uses."""
     graph = vm.qmp("x-debug-query-block-graph")
     used = {edge["child"] for edge in graph["edges"]}
     return [node["name"] for node in graph["nodes"]
-            if node["name"].startswith("vf") and node["id"] not in used]
+            if node["type"] == "block-driver" and node["id"] not in used]
 
 
 def cut_off(t, how):
@@ -120,8 +120,26 @@ def cut_off(t, how):
     vm.__exit__()
 
 
+def cut_off_restore(t):
+    """The connection ends in the tidying behind a restore: QEMU keeps nothing of what was before."""
+    vm = Vm(blockdev("web")).start()
+    vm.write("web", 1, 0)
+    vm.take("one")
+    vm.write("web", 2, 1)
+    vm.proxy.arm([{"number": 1, "do": "link", "how": "half",
+                   "when": {"link": "qmp", "dir": "req", "label": "blockdev-del", "nth": 3}}])
+    out = finish(vm.start_vmfrost("restore", "@one", "--reset", "--discard"))
+    vm.proxy.arm([])
+    names = [name for name in vm.names() if not name.startswith(".")]
+    t.is_((out.code, out.error, idle(vm), names, vm.sees("web", 2)),
+          (0, "", [], ["web.qcow2", "web@one.qcow2"], [1, 0]),
+          "cut off behind a restore: nothing of what was before is left")
+    vm.__exit__()
+
+
 def main():
     with Tap() as t:
+        cut_off_restore(t)
         for how in ("half", "close-before"):
             cut_off(t, how)
         # All at once: most of it is waiting.
