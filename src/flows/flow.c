@@ -53,6 +53,7 @@ wall_offset_us(void)
     return (int64_t)wall.tv_sec * 1000000 + wall.tv_nsec / 1000 - vf_now_us();
 }
 
+#ifndef VMFROST_NO_TEST_POINTS
 /* "kill:NAME", of this length. */
 static bool
 is_point(const char *wanted, size_t length, const char *name)
@@ -78,6 +79,16 @@ vf_test_point(const struct vf_flow *flow, const char *name)
             raise(SIGSTOP);
     }
 }
+#endif
+
+static void
+end_point(const struct vf_flow *flow, const struct vf_step *step)
+{
+    char point[64];
+
+    snprintf(point, sizeof point, "%s+", step->name);
+    vf_test_point(flow, point);
+}
 
 /* The engine's side. */
 
@@ -92,7 +103,6 @@ static void
 start(void *owner, const struct vf_step *step)
 {
     struct vf_flow *flow = owner;
-    char point[64];
 
     /* What an earlier attempt of this very step complained of is no error of the operation's,
      * unless it comes again. */
@@ -105,9 +115,8 @@ start(void *owner, const struct vf_step *step)
     flow->percent = -1;
     flow->attempted_clean = !vf_failed(&flow->error);
     vf_test_point(flow, step->name);
-    snprintf(point, sizeof point, "%s+", step->name);
     step->start(flow);
-    vf_test_point(flow, point);
+    end_point(flow, step);
     /* Behind the first step of the way back, which is the thaw if there is one. */
     if (flow->engine.unwinding) {
         vf_gate_leave(flow);

@@ -449,12 +449,16 @@ vf_settings_read(struct json_object *settings, const char *where, enum vmfrost_c
             setting++;
         if (setting == SETTING_N) {
             vf_fail(error, code, "%s: there is no setting \"%s\"", where, key);
-            return vf_hint(error,
-                           "The settings are qmp, agent, overlayFolder, deadline, "
-                           "frozenLimit, quiesce, method, emergencyThaw, os, flush, copySpeed, "
-                           "freeze, prime, disks, persistentDisks, keepLast, keepHourly, "
-                           "keepDaily, keepWeekly, "
-                           "maxAge, warnDepth, warnAge and peerUid.");
+            VF_AUTO_FREE char *names = vf_strdup(keys[0]);
+
+            for (size_t i = 1; i < SETTING_N; i++) {
+                char *longer =
+                    vf_printf("%s%s%s", names, i < SETTING_N - 1 ? ", " : " and ", keys[i]);
+
+                free(names);
+                names = longer;
+            }
+            return vf_hint(error, "The settings are %s.", names);
         }
         if (!read_setting(&reader, setting, value, vm))
             return false;
