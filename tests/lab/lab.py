@@ -601,8 +601,16 @@ class Vm:
         """Wait until the agent answers."""
         self.wait_ready(timeout)
         wait_until(self.agent_open, timeout, "the agent's port")
-        self.agent_command("guest-ping", timeout=timeout)
+        wait_until(self._agent_answers, timeout, "the agent's answer")
         return self
+
+    def _agent_answers(self):
+        """What was sent to a guest that is being reset is never answered: so in several attempts."""
+        try:
+            self.agent_command("guest-ping", timeout=20)
+        except LabError:
+            return False
+        return True
 
     def agent_open(self):
         """Has something in the guest opened the agent's port?"""

@@ -153,7 +153,16 @@ class Run:
         # Whoever lets the guest go on between a restore's pivot and its reset has it write what it
         # remembers to disks that it does not know: nobody can prevent that from outside.
         if self.reachable() and self.about["op"] != "restore":
-            self.vm.qmp("stop")
+            try:
+                self.vm.qmp("stop")
+            except LabError:
+                # It can abort when it is stopped while it creates an image: docs/protocol.md.
+                if self.vm.alive():
+                    raise
+                log = self.vm.path("qemu.log").read_text(errors="replace").strip()
+                print(f"# QEMU has aborted: {log[-200:]}", flush=True)
+                self.flags.add("qemu-killed")
+                return
             self.flags.add("paused")
             heapq.heappush(self.resume_at, time.monotonic() + fault["ms"] / 1000)
 
