@@ -3,8 +3,9 @@
  * Taking away what was prepared for a cut, or what a merge has left over: nodes, files, links.
  *
  * Guarantees: an overlay goes only if no QEMU of this host has it open and if it holds nothing of
- * the guest's that is not in its base; a sealed name only while the disk's own name leads to the
- * same image. Where that cannot be seen, nothing is removed, and the error says why.
+ * the guest's that is not in its base; a sealed name only while another visible one, the disk's own
+ * or one that somebody else gave it, leads to the same image. Where that cannot be seen, nothing is
+ * removed, and the error says why.
  */
 #include <errno.h>
 #include <string.h>
@@ -90,6 +91,19 @@ struct removal {
     bool allowed;
 };
 
+/* Somebody else's overlay is on the base by now. Nothing can build on ours if it has no name but
+ * the hidden ones, and the base keeps the name that he gave it. */
+static bool
+is_passed_over(const struct vf_cut *cut, struct vf_inode overlay)
+{
+    VF_AUTO_FREE char *folder = vf_folder_of(cut->names.overlay);
+    VF_AUTO_FREE char *ours = vf_find_inode(folder, overlay);
+    VF_AUTO_FREE char *other = vf_find_other_name(cut->names.sealed, cut->base);
+
+    return (!ours || vf_is_hidden_link(vf_name_of(ours))) &&
+           (other || !vf_inode_equal(vf_inode_of(cut->names.sealed), cut->base));
+}
+
 /* Nothing of the guest's is lost without the overlay, and the base has a name of its own: that has
  * to be seen before any name goes. */
 static bool
@@ -104,7 +118,8 @@ may_remove(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode overl
             flow, VMFROST_FAILED,
             "disk %s: %s holds data of the guest's that is nowhere else: it is left alone",
             cut->name, cut->names.overlay);
-    if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base)) {
+    if (cut->naming == VF_NAMING_FLIP && !vf_inode_equal(vf_inode_of(cut->names.top), cut->base) &&
+        !is_passed_over(cut, overlay)) {
         vf_note(flow, VMFROST_FAILED, "disk %s: %s does not lead to its image: nothing is removed",
                 cut->name, cut->names.top);
         vf_advise(flow,
@@ -141,7 +156,8 @@ remove_overlay(struct vf_flow *flow, const struct vf_cut *cut, struct vf_inode o
 
     if (!vf_unlink(cut->names.overlay, overlay, &flow->log, &error))
         return vf_note_error(flow, &error);
-    return !cut->names.top || vf_links_move(flow, cut->base, cut->names.top);
+    return !cut->names.top || !vf_inode_equal(vf_inode_of(cut->names.top), cut->base) ||
+           vf_links_move(flow, cut->base, cut->names.top);
 }
 
 static bool
@@ -192,7 +208,10 @@ vf_remove_names(struct vf_flow *flow)
 static void
 remove_all_names(struct vf_flow *flow)
 {
-    vf_end(flow, vf_remove_names(flow) ? VF_OK : VF_REFUSED);
+    if (vf_remove_names(flow))
+        vf_end(flow, VF_OK);
+    else
+        vf_end_refused(flow);
 }
 
 static void dismiss_jobs(struct vf_flow *flow);
@@ -268,8 +287,13 @@ static void drop_nodes(struct vf_flow *flow);
 static void
 on_node_dropped(struct vf_flow *flow, const struct vf_reply *reply)
 {
-    if (vf_expect(flow, reply, "cannot drop a node that was made for the snapshot"))
+    if (reply->outcome == VF_REFUSED) {
+        vf_note(flow, VMFROST_FAILED, "cannot drop a node that was made for the snapshot: %s",
+                reply->words);
+        vf_end_refused(flow);
+    } else if (vf_expect(flow, reply, "cannot drop a node that was made for the snapshot")) {
         vf_look_again(flow, drop_nodes);
+    }
 }
 
 static void

@@ -112,6 +112,7 @@ start(void *owner, const struct vf_step *step)
         flow->error = (struct vmfrost_error){.code = VMFROST_OK};
     }
     flow->attempted = step;
+    flow->if_silent = NULL;
     flow->percent = -1;
     flow->attempted_clean = !vf_failed(&flow->error);
     vf_test_point(flow, step->name);
@@ -129,9 +130,12 @@ abandon(void *owner, const struct vf_step *step)
 {
     struct vf_flow *flow = owner;
 
-    if (vf_now_us() >= flow->engine.attempt_due_us && !flow->engine.pausing)
+    if (vf_now_us() >= flow->engine.attempt_due_us && !flow->engine.pausing) {
         vf_note(flow, VMFROST_UNREACHABLE, "%s: no answer within %.1f s", step->title,
                 (double)step->budget_ms / 1000);
+        if (flow->if_silent)
+            vf_advise(flow, "%s", flow->if_silent);
+    }
     vf_group_abandon(flow);
     vf_forget_asked(flow);
 }
@@ -309,6 +313,8 @@ dispose(struct vf_flow *flow)
         free(flow->exclude[i]);
     free(flow->exclude);
     free(flow->flush);
+    free(flow->obstacle);
+    free(flow->remedy);
     free(flow->freeze);
     vf_freezing_release(flow);
     for (size_t i = 0; i < flow->include_count; i++)

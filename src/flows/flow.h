@@ -82,6 +82,7 @@ struct vf_agent {
     bool port_known; /* the port's state could be asked */
     bool port_open;  /* something in the guest has it open */
     bool connected;  /* it answered */
+    bool taken;      /* when QEMU was looked at, somebody was connected to its socket */
     bool windows;
     bool can_exec; /* it runs commands */
     bool can_list; /* it tells its file systems, and freezes some of them */
@@ -265,9 +266,10 @@ struct vf_flow {
     bool half_merged; /* recovery: some images are merged, and the VM is gone */
     bool implicit;    /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
-    bool stopped;  /* we stopped the VM, and have to let it go on */
-    bool job_all;  /* `job` is how the ids of all jobs begin that are waited for */
-    bool job_news; /* one of them has come to another state since they were asked for */
+    char *obstacle, *remedy; /* what is in the way of the way back, and what to do about it; NULL */
+    bool stopped;            /* we stopped the VM, and have to let it go on */
+    bool job_all;            /* `job` is how the ids of all jobs begin that are waited for */
+    bool job_news;           /* one of them has come to another state since they were asked for */
     struct vf_restore restore;
     struct vf_using *using; /* export, clone: using.h; else NULL */
     struct vf_gate *gate;   /* NULL: it need not wait for others */
@@ -291,6 +293,7 @@ struct vf_flow {
     double percent;                  /* told last of the running step; negative: nothing */
     const struct vf_step *attempted; /* the step that was started last */
     bool attempted_clean;            /* ... when there was no error yet */
+    const char *if_silent;           /* what to do if it gets no answer; NULL: nobody knows */
     bool started, stop_asked, concluded, lock_borrowed;
     struct vf_flow *child;                            /* the recovery that runs first */
     void (*on_end)(struct vf_flow *flow, void *data); /* just before `done`; may be NULL */

@@ -218,11 +218,20 @@ name_overlay(struct vf_flow *flow, const struct vf_cut *cut)
  * image. */
 
 static void
+end_merge(struct vf_flow *flow)
+{
+    if (flow->merge_outcome == VF_REFUSED)
+        vf_end_refused(flow);
+    else
+        vf_end(flow, flow->merge_outcome);
+}
+
+static void
 on_let_go(struct vf_flow *flow, const struct vf_reply *reply)
 {
     if (vf_expect(flow, reply, "cannot let the VM go on (cont)")) {
         flow->stopped = false;
-        vf_end(flow, flow->merge_outcome);
+        end_merge(flow);
     }
 }
 
@@ -237,7 +246,7 @@ give_up(struct vf_flow *flow, enum vf_outcome outcome)
     if (flow->stopped && vf_qmp_ready(flow->qmp))
         vf_ask(flow, "cont", NULL, on_let_go);
     else
-        vf_end(flow, outcome);
+        end_merge(flow);
 }
 
 static bool __attribute__((format(printf, 3, 4)))
@@ -603,6 +612,8 @@ merge_next(struct vf_flow *flow)
     for (; find_next(flow); flow->merge_at++) {
         flow->merge_final = false;
         share(flow);
+        if (vf_is_obstructed(flow, current(flow)))
+            return;
         if (vf_graph_in_use(flow->facts.graph, current(flow)->overlay_node)) {
             vf_ask(flow, "query-jobs", NULL, on_jobs);
             return;
@@ -618,10 +629,17 @@ merge_next(struct vf_flow *flow)
 }
 
 static void
+on_status(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    if (vf_expect(flow, reply, "query-status") && !vf_is_moved(flow, reply))
+        vf_look_again(flow, merge_next);
+}
+
+static void
 look(struct vf_flow *flow)
 {
     if (find_next(flow))
-        vf_look_again(flow, merge_next);
+        vf_ask(flow, "query-status", NULL, on_status);
     else
         vf_end(flow, VF_OK);
 }
@@ -659,7 +677,7 @@ turn_back_stopped(struct vf_flow *flow)
     }
     for (size_t i = 0; i < flow->cut_count; i++)
         if (!vf_turn_to_base(flow, &flow->cuts[i])) {
-            vf_end(flow, VF_REFUSED);
+            vf_end_refused(flow);
             return;
         }
     vf_end(flow, VF_OK);
@@ -720,7 +738,7 @@ on_names_by_graph(struct vf_flow *flow)
             continue;
         if (live ? !vf_turn_to_overlay(flow, cut)
                  : !vf_is_merged(flow, cut) && !refuse_unmerged(flow, cut)) {
-            vf_end(flow, VF_REFUSED);
+            vf_end_refused(flow);
             return;
         }
     }
@@ -772,7 +790,7 @@ name_the_live(struct vf_flow *flow)
         bool turns = cut->naming == VF_NAMING_FLIP && !vf_cut_is_flipped(cut);
 
         if (!name_overlay(flow, cut)) {
-            vf_end(flow, VF_REFUSED);
+            vf_end_refused(flow);
             return;
         }
         if (turns && vf_sync_folder_of(cut->names.top) < 0) {

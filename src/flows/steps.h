@@ -228,6 +228,16 @@ void vf_step_stop_merge(struct vf_flow *flow);
 bool vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut);
 bool vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut);
 
+/* obstacle.c: what somebody else has at the VM's disks. */
+/* By this reply to query-status, the disks are another QEMU's: the step has ended for good. */
+bool vf_is_moved(struct vf_flow *flow, const struct vf_reply *status);
+/* By the graph that was asked last, somebody else's overlay or job is on the disk: it cannot be
+ * merged, and the step has ended for good. (QEMU would refuse it, but drain the job first, which
+ * may take it long.) */
+bool vf_is_obstructed(struct vf_flow *flow, const struct vf_cut *cut);
+/* Ends a step that is tried again, as REFUSED: for good, if such a thing is in the way. */
+void vf_end_refused(struct vf_flow *flow);
+
 /* job.c: QEMU's jobs. */
 /* Starts a job by `command` (its arguments get the job's id), as one request of a batch, `about` as
  * in vf_batch_ask(). */

@@ -330,7 +330,12 @@ vf_conclude(struct vf_flow *flow)
         vf_prefix(error, "not everything could be rolled back");
         error->code = VMFROST_UNVERIFIED;
         error->next[0] = '\0';
-        vf_hint(error, "`vmfrost recover %s` finishes that%s", flow->vm.name, when_reachable(flow));
+        if (flow->obstacle)
+            vf_hint(error, "%s: %s, then run `vmfrost recover %s`", flow->obstacle, flow->remedy,
+                    flow->vm.name);
+        else
+            vf_hint(error, "`vmfrost recover %s` finishes that%s", flow->vm.name,
+                    when_reachable(flow));
     }
     conclude_restore(flow, error);
     if (vf_failed(error))

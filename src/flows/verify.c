@@ -161,13 +161,14 @@ on_resolved(struct vf_flow *flow)
     }
     if (made != 0 && made != flow->cut_count) {
         /* A transaction is all or nothing: somebody else works on these disks. */
+        flow->engine.hopeless = true;
         vf_refuse(flow, VMFROST_FAILED, "%zu of %zu disks are cut: somebody else changed the graph",
                   made, flow->cut_count);
         return;
     }
     /* Until it is undone, the overlays are the current state, and the names have to say so. */
     if (made != 0 && !vf_flip_all(flow)) {
-        vf_end(flow, VF_REFUSED);
+        vf_end_refused(flow);
         return;
     }
     vf_guard_named(&flow->guard);

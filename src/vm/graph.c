@@ -107,9 +107,9 @@ vf_graph_in_use(struct json_object *graph, const char *node)
     return false;
 }
 
-/* The name of the job that has an edge to `id`. */
+/* The name of the job that has an edge to `id`, or of any. */
 static const char *
-job_on(struct json_object *graph, int64_t id)
+job_on(struct json_object *graph, int64_t id, const char *wanted)
 {
     int64_t parent_id, child_id;
 
@@ -118,7 +118,7 @@ job_on(struct json_object *graph, int64_t id)
             continue;
         struct json_object *parent = vertex(graph, parent_id);
 
-        if (is(parent, "type", job_type)) {
+        if (is(parent, "type", job_type) && (!wanted || is(parent, "name", wanted))) {
             const char *name = vf_json_string(parent, "name");
 
             return name ? name : "";
@@ -132,7 +132,7 @@ vf_graph_has_job(struct json_object *graph, const char *node)
 {
     int64_t id;
 
-    return find(graph, driver_type, node, &id) && job_on(graph, id);
+    return find(graph, driver_type, node, &id) && job_on(graph, id, NULL);
 }
 
 struct id_list {
@@ -154,7 +154,7 @@ enum direction { BELOW, ABOVE };
 
 /* Looks at `start` and at all nodes that can be reached from it in one direction. */
 static const char *
-job_towards(struct json_object *graph, int64_t start, enum direction direction)
+job_towards(struct json_object *graph, int64_t start, enum direction direction, const char *wanted)
 {
     struct id_list seen = {NULL, 0};
     const char *job = NULL;
@@ -164,7 +164,7 @@ job_towards(struct json_object *graph, int64_t start, enum direction direction)
     for (size_t at = 0; at < seen.count && !job; at++) {
         int64_t id = seen.ids[at];
 
-        job = job_on(graph, id);
+        job = job_on(graph, id, wanted);
         for (size_t i = 0; i < edge_count(graph); i++) {
             if (!ends_of(edge_at(graph, i), &parent_id, &child_id))
                 continue;
@@ -186,9 +186,36 @@ vf_graph_job_near(struct json_object *graph, const char *node)
 
     if (!find(graph, driver_type, node, &id))
         return NULL;
-    const char *job = job_towards(graph, id, BELOW);
+    const char *job = job_towards(graph, id, BELOW, NULL);
 
-    return job ? job : job_towards(graph, id, ABOVE);
+    return job ? job : job_towards(graph, id, ABOVE, NULL);
+}
+
+bool
+vf_graph_job_is_above(struct json_object *graph, const char *job, const char *node)
+{
+    int64_t id;
+
+    return find(graph, driver_type, node, &id) && job_towards(graph, id, ABOVE, job);
+}
+
+const char *
+vf_graph_overlay(struct json_object *graph, const char *node)
+{
+    int64_t id, parent_id, child_id;
+
+    if (!find(graph, driver_type, node, &id))
+        return NULL;
+    for (size_t i = 0; i < edge_count(graph); i++) {
+        struct json_object *edge = edge_at(graph, i), *parent;
+
+        if (!ends_of(edge, &parent_id, &child_id) || child_id != id || !is(edge, "name", "backing"))
+            continue;
+        parent = vertex(graph, parent_id);
+        if (is(parent, "type", driver_type))
+            return vf_json_string(parent, "name");
+    }
+    return NULL;
 }
 
 bool

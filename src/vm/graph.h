@@ -25,6 +25,11 @@ bool vf_graph_has_job(struct json_object *graph, const char *node);
 /* The id of a block job that works on `node`, or on anything below or above it; borrowed; ""
  * for a job that QEMU has not named; NULL if none. */
 const char *vf_graph_job_near(struct json_object *graph, const char *node);
+/* The block job `job` works on `node`, or on anything that stands above it. */
+bool vf_graph_job_is_above(struct json_object *graph, const char *job, const char *node);
+/* The name of a node that has `node` as its backing file, the one that was told of first; borrowed;
+ * NULL if none. */
+const char *vf_graph_overlay(struct json_object *graph, const char *node);
 /* The device writes to its disk. `backend` is the drive's name or, for a drive without one, its
  * device's id or QOM path, as query-block has them. */
 bool vf_graph_backend_writes(struct json_object *graph, const char *backend);

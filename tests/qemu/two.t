@@ -5,17 +5,20 @@ of it, and a person at another monitor of QEMU's. Whatever they do in our midst,
 VM goes on, and whoever failed says why."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (Qemu, Tap, blockdev, drive, finish, go_on, lab, make_image, process_state, run,
                   wait_until)
 
 FORMS = (drive, blockdev)
+SOON = 30  # seconds; another attempt would be made for twice as long
 
 
 def other(vm, verb, *words):
@@ -164,6 +167,15 @@ def their_copy(verb):
     return begin
 
 
+def merge_theirs(vm):
+    vm.qmp("block-commit", job_id="undo", device="theirs", base_node=vm.chain("web")[1],
+           auto_dismiss=False)
+    wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "ready", what="the merge of theirs")
+    vm.qmp("job-complete", id="undo")
+    wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "concluded", what="its end")
+    vm.qmp("job-dismiss", id="undo")
+
+
 def migrates(vm):
     """To somebody who takes all that comes."""
     listener = socket.socket(socket.AF_UNIX)
@@ -209,14 +221,71 @@ def before_the_cut(t):
                  f"{act.__name__} before {step}: exit {out.code}: {out.error[-110:]} {wrong}")
 
 
+# --- somebody works on the disks when ours is to be undone ------------------------------------
+
+def undone_later(t):
+    """A way back that somebody else is in, and will be: nobody waits a minute for that, and it is told
+    who it is and what to do. Afterwards it is finished."""
+    cancel = functools.partial(Vm.qmp, command="job-cancel", id="theirs")
+    for act, words, put_right in (
+            (their_copy("drive-mirror"), 'job "theirs"', cancel),
+            (their_copy("drive-backup"), 'job "theirs"', cancel), (their_cut, "overlay theirs", merge_theirs),
+            (migrates, "cont", functools.partial(Vm.qmp, command="cont"))):
+        for way, points in ("undo", "stop:verify"), ("recovery", "stop:verify,kill:merge.stopped"):
+            with Vm(drive("web")) as vm:
+                vm.write("web", 1, 0, 8)
+                command = vm.start_vmfrost("snapshot", "@one", env={"VMFROST_TEST_AT": points})
+                wait_until(lambda: process_state(command.pid) == "T", what="its stop", interval=0.002)
+                if way == "undo":
+                    act(vm)
+                command.signal(signal.SIGTERM)
+                began = time.monotonic()
+                out = go_on(command)
+                if way == "recovery":
+                    act(vm)
+                    began = time.monotonic()
+                    out = vm.vmfrost("recover")
+                took = time.monotonic() - began
+                wrong = []
+                if out.code not in (1, 5) or words not in out.next or "vmfrost recover" not in out.next:
+                    wrong.append(f"exit {out.code}: {out.error}; {out.next}")
+                if took > SOON:
+                    wrong.append(f"it took {took:.0f} s")
+                moved = act is migrates
+                if not moved:
+                    vm.write("web", 3, 1)
+                put_right(vm)
+                wait_until(lambda: "theirs" not in vm.jobs(), what="the end of the job")
+                vm.write("web", 4, 2)
+                again = vm.vmfrost("recover")
+                wrong += whole(vm, [1, 1 if moved else 3, 4])
+                if again.document["action"] == "rolled-forward":  # nothing had been undone yet
+                    vm.delete("one")
+                if again.code or [name for name in vm.names() if name not in ("web.qcow2", "theirs.img")]:
+                    wrong.append(f"at last: {again.code} {again.error} {vm.names()}")
+                t.is_(wrong, [], f"{act.__name__}, {way}: {out.error[-110:]}; {out.next[-60:]}")
+
+
 # --- two vmfrosts that do not know of each other --------------------------------------------
+
+def put_in_order(vm):
+    """Both recover and delete what they have: what is in the way of that, or left of it: sentences."""
+    for _ in range(2):
+        ends = [other(vm, "recover"), vm.vmfrost("recover")]
+        for name, run_it in ("theirs", functools.partial(other, vm)), ("one", vm.vmfrost):
+            if any(record["name"] == name for record in run_it("list").result):
+                ends.append(run_it("delete", "@" + name))
+    wrong = [f"{end.error}; {end.next}" for end in ends if end.code]
+    left = [name for name in vm.names() if name not in ("web.qcow2", ".web.qcow2.ID")]
+    return wrong + [f"left: {left}"] if left or vm.journal() else wrong
+
 
 def at_the_same_time(t):
     """Another state folder, so that no lock tells. Whoever fails says so, and no data is lost."""
     for first, step, second in (("snapshot", "rehearse", "snapshot"), ("snapshot", "cut", "snapshot"),
                                 ("snapshot", "flip", "snapshot"), ("snapshot", "verify", "snapshot"),
                                 ("snapshot", "cut", "delete"), ("snapshot", "flip", "delete"),
-                                ("delete", "merge.started", "snapshot"),
+                                ("delete", "merge", "snapshot"), ("delete", "merge.started", "snapshot"),
                                 ("restore", "guard", "snapshot")):
         with Vm(drive("web")) as vm:
             vm.write("web", 1)
@@ -229,18 +298,25 @@ def at_the_same_time(t):
             command = vm.stop_at(step, first, "@one", *(["--reset"] if first == "restore" else []))
             second_out = other(vm, second, "@theirs")
             vm.write("web", 3, 2)
+            began = time.monotonic()
             out = go_on(command)
+            took = time.monotonic() - began
             went_back = first == "restore" and out.code == 0
             wrong = whole(vm, [1, 0, 0] if went_back else [*seen, 3])
             if second_out.code == 0 and out.code == 0:
                 wrong.append("both say that it went well")
             if out.code and not out.error or second_out.code and not second_out.error:
                 wrong.append("no reason is given")
+            if took > SOON:
+                wrong.append(f"it took {took:.0f} s")
             if out.code == 5 and first == "snapshot":
                 again = vm.vmfrost("recover")
                 if again.code and not again.next:
                     wrong.append(f"recover says nothing more: {again.error}")
                 wrong += whole(vm, [*seen, 3])
+            # Where one joins what the other one's images build on, a person has to look.
+            if second == "snapshot" and step not in ("flip", "verify"):
+                wrong += put_in_order(vm)
             vm.kill()
             top = vm.read("web.qcow2", 3)
             if top != ([1, 0, 0] if went_back else [*seen, 3]):
@@ -253,7 +329,7 @@ def main():
     with Tap() as t:
         only = os.environ.get("ONLY", "")
         for part in (merge_is_cancelled, running_merge_is_cancelled, merge_has_no_room,
-                     before_the_cut, at_the_same_time):
+                     before_the_cut, undone_later, at_the_same_time):
             if only in part.__name__:
                 part(t)
 

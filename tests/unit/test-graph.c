@@ -96,6 +96,18 @@ test_jobs(void)
 
     ok(!vf_graph_has_job(backup, "web"), "a backup works on its filter only");
     is_str(vf_graph_job_near(backup, "web"), "bak", "which is above the disk");
+    ok(vf_graph_job_is_above(backup, "bak", "web"), "it is that one");
+    ok(!vf_graph_job_is_above(backup, "other", "web") &&
+           !vf_graph_job_is_above(backup, "bak", "gone"),
+       "no other one, and not above what is not there");
+    const char *below = vf_graph_child(commit, "bot", "file");
+
+    ok(below && vf_graph_job_is_above(commit, "com", below), "also from further below");
+    const char *overlay = vf_graph_overlay(commit, vf_graph_child(commit, "top", "backing"));
+
+    is_str(overlay, "top", "what stands on a backing file");
+    is_str(vf_graph_overlay(commit, below), NULL, "on a file stands no overlay");
+    is_str(vf_graph_overlay(commit, "gone"), NULL, "nor on what is not there");
 }
 
 static void
@@ -116,6 +128,7 @@ test_nonsense(void)
 
         ok(graph && !vf_graph_child(graph, "n", "file") && !vf_graph_in_use(graph, "n") &&
                !vf_graph_has_job(graph, "n") && !vf_graph_job_near(graph, "n") &&
+               !vf_graph_overlay(graph, "n") && !vf_graph_job_is_above(graph, "n", "n") &&
                !vf_graph_backend_writes(graph, "n") && !vf_graph_has_export(graph, "n"),
            "nonsense: %s", texts[i]);
     }
