@@ -188,6 +188,12 @@ vf_step_agent(struct vf_flow *flow)
         vf_advise(flow, "let it run, or take a crash-consistent snapshot with --quiesce=skip");
         vf_end(flow, VF_REFUSED);
     } else {
+        flow->if_silent =
+            flow->agent.taken
+                ? "another client is connected to the agent's socket, which QEMU serves one at a "
+                  "time: end that one"
+                : "is the agent stuck? Try again, or take a crash-consistent snapshot with "
+                  "--quiesce=skip";
         vf_agent_open(flow, on_connected);
     }
 }

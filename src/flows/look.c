@@ -469,6 +469,7 @@ on_chardev(struct vf_flow *flow, const struct vf_reply *reply)
             continue;
         flow->agent.port_known = true;
         flow->agent.port_open = vf_json_bool(device, "frontend-open", false);
+        flow->agent.taken = !vf_starts_with(filename, "disconnected:");
         if (!flow->agent.socket)
             flow->agent.socket = socket_of(flow, filename);
         if (!flow->agent.socket)
