@@ -825,6 +825,8 @@ def finish_it(world, name, how):
         else:  # all was done when it was killed
             world.want("it is gone", (out.code, "no snapshot" in out.error, vm.journal()),
                        (1, True, []))
+            # What is refused at once does not look for the names that a QEMU of before needed.
+            vm.vmfrost("recover")
     else:
         out = vm.vmfrost("recover")
         world.want(how, (out.code, out.error), (0, ""))
