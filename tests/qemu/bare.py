@@ -12,6 +12,7 @@ Folders of a Qemu: `disks` (images; QEMU's working directory), `run` (sockets, l
 """
 
 import functools
+import contextlib
 import json
 import os
 import re
@@ -77,6 +78,22 @@ def loop_device(tap, vm, image="disk.raw"):
         tap.skip("a block device", f"losetup: {done.stderr.strip()}")
         return None
     return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def small_folder(tap, folder, size):
+    """A folder that is a file system of so many MiB; None, and a skipped test, where none can be
+    mounted."""
+    folder.mkdir(exist_ok=True)
+    done = run("mount", "-t", "tmpfs", "-o", f"size={size}m", "vmfrost-test", folder, check=False)
+    if done.returncode:
+        tap.skip("a small file system", f"mount: {done.stderr.strip()}")
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        run("umount", "-l", folder)
 
 
 # --- QEMU's words for a disk; `file` as QEMU shall have it ------------------

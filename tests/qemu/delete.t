@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bare import (CLUSTER, MIB, SIZE, LabError, Qemu, Tap, blockdev, drive, finish, image_info,
-                  image_ok, lab, make_image, process_state, run, wait_until)
+                  image_ok, lab, make_image, process_state, run, small_folder, wait_until)
 
 FULL = os.environ.get("VMFROST_TEST_FULL", "")
 ONLY = os.environ.get("ONLY", "")
@@ -634,19 +634,22 @@ def golden(t):
 # --- no room, errors, Ctrl-C ------------------------------------------------------------------
 
 @contextlib.contextmanager
-def small_file_system(size):
-    """A QEMU, not started, the folder of whose images is a file system of so many MiB."""
+def small_file_system(t, size):
+    """A QEMU, not started, the folder of whose images is a file system of so many MiB; None, and a
+    skipped test, where none can be mounted."""
     vm = Qemu(words_for("-drive", DISKS), [])
-    run("mount", "-t", "tmpfs", "-o", f"size={size}M,mode=777", "tmpfs", vm.disks)
-    try:
+    with small_folder(t, vm.disks, size) as mounted:
+        if not mounted:
+            yield None
+            return
+        os.chmod(vm.disks, 0o777)
         for disk in DISKS:
             make_image(vm.disks / f"{disk}.qcow2", size=64 * MIB)
         lab.vmfrost("storage", "set", "small", "minFree=1M", state_dir=vm.state)
-        yield vm
-    finally:
-        vm.kill()
-        run("umount", "-l", vm.disks)
-        vm.__exit__()
+        try:
+            yield vm
+        finally:
+            vm.__exit__()
 
 
 def fill(vm, leave):
@@ -654,17 +657,6 @@ def fill(vm, leave):
     about = os.statvfs(vm.disks)
     with open(vm.disks / "ballast", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - leave * MIB)
-
-
-def can_mount(t):
-    folder = Path(lab.tempfile.mkdtemp())
-    done = run("mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", folder, check=False)
-    if done.returncode == 0:
-        run("umount", folder)
-    else:
-        t.skip("a small file system", f"mount: {done.stderr.strip()}")
-    folder.rmdir()
-    return done.returncode == 0
 
 
 def big(world, sizes):
@@ -680,12 +672,12 @@ def big(world, sizes):
 def no_room(t):
     """As much room as will be needed is there before anything is changed; or not: then the join
     fails, and nothing is lost."""
-    if not can_mount(t):
-        return
     for on in (True, False):
         for sizes, way in ((6, 10, 1), UP), ((10, 6, 1), DOWN):
             what = f"{way}, {'on' if on else 'off'}"
-            with small_file_system(40) as vm:
+            with small_file_system(t, 40) as vm:
+                if not vm:
+                    return
                 vm.start()
                 world = World(vm, DISKS, ["ballast"])
                 big(world, sizes)
@@ -724,7 +716,9 @@ def no_room(t):
 
 def failed_at_once(t, point, name, sizes):
     """The job has failed, and QEMU has given its image back, before vmfrost looks at it."""
-    with small_file_system(40) as vm:
+    with small_file_system(t, 40) as vm:
+        if not vm:
+            return
         vm.start()
         world = World(vm, DISKS, ["ballast"])
         big(world, sizes)
