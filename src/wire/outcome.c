@@ -19,7 +19,7 @@ vf_reply_read(struct json_object *message, struct vf_reply *reply_r, char words[
     if (refused) {
         const char *desc = vf_json_string(error, "desc");
 
-        if (!desc)
+        if (!desc || !*desc)
             desc = "it gave no reason";
         vf_channel_line(words, VF_WORDS_SIZE, desc, strlen(desc));
     }

@@ -436,6 +436,8 @@ test_answers(void)
     answers("{\"return\": {}, \"id\": 7}", "OK {}", "and one with an id");
     answers("{\"error\": {\"class\": \"X\"}}", "REFUSED it gave no reason",
             "an error without words");
+    answers("{\"error\": {\"desc\": \"\"}}", "REFUSED it gave no reason",
+            "an error with empty words");
     answers("{\"error\": {\"desc\": \"a\\u0000b\"}}", "REFUSED it gave no reason",
             "an error with a NUL in it");
     answers("{\"error\": \"no\"}",
