@@ -357,11 +357,13 @@ on_made_read_only(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 /* QEMU 10 leaves a sealed image open for writing after a stream, neither flushed nor to be opened
- * by anybody else. */
+ * by anybody else; and any QEMU after a commit, if the image was left writable by one that was
+ * cancelled before. Joined, the two images are where the upper one was. An old QEMU is not asked:
+ * that could end it. */
 static bool
 stays_writable(struct vf_flow *flow)
 {
-    return current(flow)->way == VF_GRAFT_UP && current(flow)->depth > 0 &&
+    return current(flow)->depth > 0 && !flow->before_6_1 &&
            !vf_json_bool(vf_node_about(flow, upper_node(flow)), "ro", true);
 }
 

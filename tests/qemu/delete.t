@@ -591,6 +591,31 @@ def outsiders(t):
     t.is_(world.wrong, [], "outsiders: those that they do not build on are deleted")
 
 
+def left_writable(t):
+    """A merge that is cancelled leaves its base writable in QEMU. A joining that comes later does not."""
+    with Qemu(words_for("-drive", ["web"]), ["web.qcow2"]) as vm:
+        vm.take("one")
+        for cluster in range(4):
+            vm.write("web", 1, cluster)
+        vm.take("two")
+        vm.restart()
+        vm.write("web", 2, 4)
+        top, base = vm.chain("web")[:2]
+        vm.qmp("block-commit", job_id="cancelled", device=top, top_node=top, base_node=base,
+               auto_finalize=False, auto_dismiss=False)
+        vm.qmp("job-cancel", id="cancelled")
+        wait_until(lambda: vm.qmp("query-jobs")[0]["status"] == "concluded", what="the job's end")
+        vm.qmp("job-dismiss", id="cancelled")
+        vm.take("three")
+        out = vm.vmfrost("delete", "@two")
+        nodes = {node["node-name"]: node["ro"] for node in
+                 vm.qmp("query-named-block-nodes", flat=True)}
+        chain = vm.chain("web")
+        t.is_((out.code, [nodes[node] for node in chain], vm.sees("web", 5), base in chain),
+              (0, [False, True, True], [1, 1, 1, 1, 2], True),
+              f"a base that was left writable is sealed again {out.error}")
+
+
 def checksum(path):
     about = path.stat()
     return hashlib.sha256(path.read_bytes()).hexdigest(), about.st_ino, about.st_mtime_ns
@@ -903,7 +928,7 @@ def kills(t):
 def main():
     with Tap() as t:
         t.diag(f"SEED={SEED}")
-        for part in (directions, branches, any_tree, unplugged, outsiders, golden, no_room,
+        for part in (directions, branches, any_tree, unplugged, outsiders, left_writable, golden, no_room,
                      kills, any_order):
             if ONLY in part.__name__:
                 began = time.monotonic()
