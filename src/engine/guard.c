@@ -63,7 +63,8 @@ note_address(struct guard *guard, const char *path)
         /* What its peer says is as short as QEMU wrote it. */
         bool fits = length > 0 && path[0] == '/' && length < sizeof address.sun_path;
 
-        memcpy(address.sun_path, path, fits ? length : 0);
+        if (fits)
+            memcpy(address.sun_path, path, length);
         memcpy(&guard->address, &address, sizeof address);
         guard->address_length = fits ? sizeof address : 0;
     }

@@ -177,7 +177,7 @@ vf_step_plan(struct vf_flow *flow)
         vf_end(flow, VF_REFUSED);
         return;
     }
-    vf_disks_note(flow, flow->exclude_count + flow->include_count ? NULL : &flow->plan);
+    vf_disks_note(flow, flow->exclude_count + flow->include_count > 0 ? NULL : &flow->plan);
     for (size_t i = 0; i < flow->plan.warning_count; i++)
         vf_warn(flow, "%s", flow->plan.warnings[i]);
     for (size_t i = 0; i < flow->plan.count; i++) {
