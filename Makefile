@@ -34,7 +34,8 @@ VF_CFLAGS := -std=gnu11 $(WARNINGS) -fvisibility=hidden -fPIC -fno-common \
 VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
-# nobody calls. The points at which tests kill an operation are left out.
+# nobody calls. What an appliance does without is left out: the points at which tests kill an operation,
+# and what shells ask to complete words.
 SMALL_CFLAGS  := -flto=auto -fno-plt -fno-gcse -fno-caller-saves -fno-tree-ch -fno-tree-loop-im \
                  -fno-tree-dominator-opts -fno-asynchronous-unwind-tables -fstack-protector \
                  -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
@@ -43,7 +44,7 @@ SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed \
 
 ifneq ($(filter $(VARIANT),small static),)
 CFLAGS    ?= -Oz
-VF_CPPFLAGS += -DVMFROST_NO_TEST_POINTS
+VF_CPPFLAGS += -DVMFROST_SMALL
 else ifeq ($(VARIANT),cov)
 CFLAGS    ?= -O0 -g
 else

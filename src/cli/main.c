@@ -21,12 +21,32 @@
 #include "util/mem.h"
 
 const struct command *const commands[] = {
-    &command_discover, &command_add,      &command_remove,   &command_status,
-    &command_check,    &command_snapshot, &command_list,     &command_show,
-    &command_verify,   &command_restore,  &command_export,   &command_clone,
-    &command_delete,   &command_prune,    &command_with,     &command_freeze,
-    &command_thaw,     &command_recover,  &command_disk,     &command_storage,
-    &command_help,     &command_version,  &command_complete, NULL,
+    &command_discover,
+    &command_add,
+    &command_remove,
+    &command_status,
+    &command_check,
+    &command_snapshot,
+    &command_list,
+    &command_show,
+    &command_verify,
+    &command_restore,
+    &command_export,
+    &command_clone,
+    &command_delete,
+    &command_prune,
+    &command_with,
+    &command_freeze,
+    &command_thaw,
+    &command_recover,
+    &command_disk,
+    &command_storage,
+    &command_help,
+    &command_version,
+#ifndef VMFROST_SMALL /* which no shell asks */
+    &command_complete,
+#endif
+    NULL,
 };
 
 const struct command *

@@ -53,7 +53,7 @@ wall_offset_us(void)
     return (int64_t)wall.tv_sec * 1000000 + wall.tv_nsec / 1000 - vf_now_us();
 }
 
-#ifndef VMFROST_NO_TEST_POINTS
+#ifndef VMFROST_SMALL
 /* "kill:NAME", of this length. */
 static bool
 is_point(const char *wanted, size_t length, const char *name)

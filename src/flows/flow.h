@@ -380,7 +380,7 @@ struct vmfrost_error vf_cause(const struct vf_flow *flow);
 
 /* Where a test may stop or kill the process: VMFROST_TEST_AT=kill:NAME or stop:NAME, of one VM
  * alone as kill:NAME@VM, or several with commas between them. */
-#ifndef VMFROST_NO_TEST_POINTS
+#ifndef VMFROST_SMALL
 void vf_test_point(const struct vf_flow *flow, const char *name);
 #else
 #define vf_test_point(flow, name) ((void)(flow))
