@@ -75,7 +75,8 @@ offer_values(struct cli *cli, enum cli_option option, const char *before, const 
         out_raw(&cli->out, ":folders\n");
     if (option == OPTION_SET)
         values =
-            "deadline=|frozen-limit=|quiesce=|method=|freeze=|prime=|emergency-thaw=|os=|agent=|"
+            "deadline=|frozen-limit=|quiesce=|method=|flush=|freeze=|prime=|emergency-thaw=|os=|"
+            "agent=|peer-uid=|copy-speed=|"
             "overlay-folder=|disks=|persistent-disks=|warn-depth=|warn-age=|keep-last=|"
             "keep-hourly=|keep-daily=|keep-weekly=|max-age=";
     offer_choices(cli, values, before, start);
