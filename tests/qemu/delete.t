@@ -10,6 +10,7 @@ they should be. VMFROST_TEST_FULL=1 for everything, SEED=... for the same order 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -891,38 +892,39 @@ def look_at_the_rest(world, name):
             yield f"{disk} as its guest sees it: {world.vm.sees(disk, CLUSTERS)}"
 
 
-def kill_cases():
-    """All of them, or some for each point: others each time."""
-    hows = ("recover", "delete", "another operation, then recover")
+def kill_cases(point):
+    """All that may come to that point, in any order."""
     cases = [(form, story, point, disk, variant)
              for form in ("-drive", "-blockdev")
              for story in STORIES
              for variant in (ALIVE, DEAD, AGAIN, OFF)
-             for point in points()
              for disk in ((0, 1) if point.startswith("graft.") else (0,))
              if (variant == OFF or story != "the newest, down")  # that is merge.c's: recover.t
              and (point != "graft.turned" or "down" in story)]
-    if not FULL:
-        random.Random(SEED).shuffle(cases)
-        cases = [case for point in points()
-                 for case in [case for case in cases if case[2] == point][:3]]
-    return [(*case, hows[number % 3]) for number, case in enumerate(cases)]
+    random.Random(f"{SEED}{point}").shuffle(cases)
+    return cases
 
 
 def kills(t):
     """vmfrost is killed at each point of joining images; alone, with QEMU, and with QEMU started
-    again before anybody recovers."""
-    came = set()
-    for form, story, point, disk, variant, how in kill_cases():
-        try:
-            wrong = kill_case(form, story, point, disk, variant, how)
-        except LabError as error:
-            wrong = [f"{error}"]
-        if wrong is not None:
-            came.add(point)
+    again before anybody recovers. Some cases for each point, others each time."""
+    hows = itertools.cycle(("recover", "delete", "another operation, then recover"))
+    for point in points():
+        came = 0
+        for form, story, _, disk, variant in kill_cases(point):
+            if came == 3 and not FULL:
+                break
+            how = next(hows)
+            try:
+                wrong = kill_case(form, story, point, disk, variant, how)
+            except LabError as error:
+                wrong = [f"{error}"]
+            if wrong is None:  # the second disk takes the other way, for one
+                continue
+            came += 1
             t.is_(wrong, [], f"{form}, {story}: killed at {point}" +
                   (" of the second disk" if disk else "") + f", {variant}; {how}")
-    t.is_(sorted(came), sorted(points()), "killed at every point")
+        t.ok(came >= 3, f"killed at {point}")
 
 
 def main():
