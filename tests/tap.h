@@ -12,6 +12,7 @@
 #ifndef TESTS_TAP_H
 #define TESTS_TAP_H
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,32 +20,38 @@
 #include <string.h>
 
 static int tap_count, tap_failures;
+static bool tap_aloud; /* about a failure, and prove listens, which keeps stdout to itself */
 
 static inline bool __attribute__((format(printf, 2, 3))) ok(bool passed, const char *format, ...)
 {
+    char name[1024];
     va_list arguments;
 
+    va_start(arguments, format);
+    vsnprintf(name, sizeof name, format, arguments);
+    va_end(arguments);
     tap_count++;
     tap_failures += !passed;
-    printf("%sok %d - ", passed ? "" : "not ", tap_count);
-    va_start(arguments, format);
-    vprintf(format, arguments);
-    va_end(arguments);
-    printf("\n");
+    tap_aloud = !passed && getenv("HARNESS_ACTIVE");
+    printf("%sok %d - %s\n", passed ? "" : "not ", tap_count, name);
     fflush(stdout);
+    if (tap_aloud)
+        fprintf(stderr, "# %s: not ok %d - %s\n", program_invocation_short_name, tap_count, name);
     return passed;
 }
 
 static inline void __attribute__((format(printf, 1, 2))) diag(const char *format, ...)
 {
+    char text[16384];
     va_list arguments;
 
-    printf("# ");
     va_start(arguments, format);
-    vprintf(format, arguments);
+    vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    printf("\n");
+    printf("# %s\n", text);
     fflush(stdout);
+    if (tap_aloud)
+        fprintf(stderr, "#   %s\n", text);
 }
 
 static inline bool

@@ -886,11 +886,14 @@ class Tap:
 
     An exception inside is one more failure. The process exits with 1 if there
     was any. In continuous integration (CI=true) a skipped test is a failure.
+    What failed, and the remarks that follow it, go to stderr as well below prove,
+    which keeps the rest to itself.
     """
 
     def __init__(self):
         self.count = 0
         self.failures = 0
+        self.aloud = False  # about a failure, and prove listens
 
     def __enter__(self):
         return self
@@ -909,7 +912,11 @@ class Tap:
         self.count += 1
         if not condition:
             self.failures += 1
-        print(f"{'ok' if condition else 'not ok'} {self.count} - {name}", flush=True)
+        line = f"{'ok' if condition else 'not ok'} {self.count} - {name}"
+        print(line, flush=True)
+        self.aloud = not condition and "HARNESS_ACTIVE" in os.environ
+        if self.aloud:
+            print(f"# {os.path.relpath(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
         return bool(condition)
 
     def is_(self, got, want, name):
@@ -937,11 +944,12 @@ class Tap:
         self.count += 1
         print(f"ok {self.count} - {name} # SKIP {why}", flush=True)
 
-    @staticmethod
-    def diag(text):
+    def diag(self, text):
         """A remark, for people."""
         for line in str(text).splitlines():
             print(f"# {line}", flush=True)
+            if self.aloud:
+                print(f"#   {line}", file=sys.stderr, flush=True)
 
     def done(self):
         """Print the plan and exit."""
