@@ -13,12 +13,12 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../tap.h"
+#include "sockets.h"
 
 #define PATIENCE_MS 20000
 
@@ -105,26 +105,13 @@ test_end(void)
     return done_testing();
 }
 
-static inline int
-bound_socket(const char *path, int type)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
-    unlink(path);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
-        exit(1);
-    return fd;
-}
-
 static inline void
 peer_listen(struct peer *peer, const char *name)
 {
     peer->fd = -1;
     peer->length = 0;
     snprintf(peer->path, sizeof peer->path, "%s/%s", folder, name);
-    peer->listener = bound_socket(peer->path, SOCK_STREAM);
+    peer->listener = bound_socket(peer->path, SOCK_STREAM | SOCK_NONBLOCK);
     listen(peer->listener, 1);
 }
 

@@ -180,11 +180,11 @@ test_failures(void)
 
     fails(below, "Not a directory");
     free(below);
-    int fd = bound_socket(path, SOCK_DGRAM);
+    int fd = bound_socket(path, SOCK_DGRAM | SOCK_NONBLOCK);
 
     fails(path, "it is not a stream socket");
     close(fd);
-    fd = bound_socket(path, SOCK_STREAM);
+    fd = bound_socket(path, SOCK_STREAM | SOCK_NONBLOCK);
     long long start = now_ms();
 
     fails(path, "nobody listens on it (is QEMU running?)");
@@ -209,7 +209,7 @@ test_late_listener(void)
     begin(&plain);
     peer_listen(&peer, "late");
     close(peer.listener);
-    peer.listener = bound_socket(peer.path, SOCK_STREAM);
+    peer.listener = bound_socket(peer.path, SOCK_STREAM | SOCK_NONBLOCK);
     dial(peer.path);
     turn_for(50);
     is_str(story, "", "bound, but not listening yet: no failure");

@@ -25,12 +25,12 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "scratch.h"
+#include "sockets.h"
 #include "util/text.h"
 #include "vmfrost.h"
 
@@ -96,18 +96,6 @@ write_qcow2(const char *path, const char *backing)
     if (fd < 0 || pwrite(fd, first, sizeof first, 0) != sizeof first || ftruncate(fd, 4 << 16) < 0)
         _exit(1);
     close(fd);
-}
-
-static int
-listen_at(const char *name)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", name);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 4) < 0)
-        _exit(1);
-    return fd;
 }
 
 static void
@@ -375,8 +363,8 @@ be_fake(const char *folder, int ready)
         _exit(1);
     write_qcow2("web.qcow2", NULL);
     fake.image = open("web.qcow2", O_RDWR | O_CLOEXEC);
-    fake.listeners[QMP] = listen_at("qmp.sock");
-    fake.listeners[AGENT] = listen_at("qga.sock");
+    fake.listeners[QMP] = listen_at("qmp.sock", 4);
+    fake.listeners[AGENT] = listen_at("qga.sock", 4);
     if (write(ready, "", 1) != 1)
         _exit(1);
     for (;;) {

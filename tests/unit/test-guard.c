@@ -20,13 +20,13 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../tap.h"
 #include "engine/guard.h"
+#include "sockets.h"
 
 #define DISKS 2
 #define PATIENCE_MS 20000 /* for what comes for certain, on whatever machine */
@@ -807,18 +807,6 @@ test_hold(void)
     thaw_and_end(&lab, "a freeze by hand");
 }
 
-static int
-listen_at(const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 1) < 0)
-        abort();
-    return fd;
-}
-
 /* The agent's socket ends, and the guard calls again. */
 static bool
 call_again(struct lab *lab, int listener)
@@ -843,7 +831,7 @@ test_hung_up(void)
     unsigned long long id = 0;
 
     snprintf(path, sizeof path, "%s/qga.sock", folder);
-    int listener = listen_at(path);
+    int listener = listen_at(path, 1);
 
     caller.plan.agent_path = path;
     caller.plan.qemu_pid = getpid();

@@ -304,7 +304,7 @@ test_open_fails(void)
     close(open(peer.path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     dial(peer.path);
     fails("cannot connect to QEMU's QMP socket $: it is not a socket", "a plain file");
-    close(bound_socket(peer.path, SOCK_STREAM));
+    close(bound_socket(peer.path, SOCK_STREAM | SOCK_NONBLOCK));
     dial(peer.path);
     fails("cannot connect to QEMU's QMP socket $: nobody listens on it (is QEMU running?)",
           "a socket left behind");
@@ -1120,13 +1120,19 @@ has(const char *message)
     return found;
 }
 
+/* Two words suffice in the answer. */
+static void
+look_for(const char *name)
+{
+    static const char *const words[] = {"cont", "stop"};
+
+    vf_qmp_look_for(qmp, ask("query-commands", name), words, 2);
+}
+
 /* Long lists of which only some words matter. */
 static void
 test_look_for(void)
 {
-    static const char *const words[] = {"cont", "stop"};
-    uint64_t handle;
-
     ok(has("[\"stop\", \"query-block\", \"x\", \"query-block-jobs\", \"cont\"]"), "all words");
     ok(has("\"stop\"\"query-block\"\"a\\\"b\"\"query-block-jobs\"\"cont\""), "behind an escape");
     ok(!has("[\"stop\", \"query-block-jobs\", \"cont\"]"), "one is only the beginning of another");
@@ -1137,8 +1143,7 @@ test_look_for(void)
     ok(!has("") && !has("\"") && !has("\"\\") && !has("\"\\\"") && !has("\"stop"), "broken ones");
 
     ready();
-    handle = ask("query-commands", "a");
-    vf_qmp_look_for(qmp, handle, words, 2);
+    look_for("a");
     ask("query-status", "b");
     hear("query-commands");
     peer_say(&peer, "{\"event\": \"STOP\", \"data\": {\"words\": [\"cont\", \"stop\"]}}");
@@ -1153,22 +1158,19 @@ test_look_for(void)
              "b OK [{\"name\":\"stop\"},{\"name\":\"cont\"}]\n",
              "the words suffice, in the answer to this request alone");
 
-    handle = ask("query-commands", "c");
-    vf_qmp_look_for(qmp, handle, words, 2);
+    look_for("c");
     hear("query-commands");
     answer("{\"id\": \"$\", \"return\": [{\"name\": \"stop\"}]}");
     UNTIL(told("c OK"));
     is_story("c OK [{\"name\":\"stop\"}]\n", "one is missing: the answer");
 
-    handle = ask("query-commands", "d");
-    vf_qmp_look_for(qmp, handle, words, 2);
+    look_for("d");
     hear("query-commands");
     answer("{\"id\": \"$\", \"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no\"}}");
     UNTIL(told("d REFUSED"));
     is_story("d REFUSED no\n", "an error");
 
-    handle = ask("query-commands", "e");
-    vf_qmp_look_for(qmp, handle, words, 2);
+    look_for("e");
     hear("query-commands");
     act_on = 'e', act = 'f';
     answer("{\"return\": [\"stop\", \"cont\"], \"id\": \"$\"}");
