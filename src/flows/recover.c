@@ -47,8 +47,7 @@ enum step {
 
 /* Reading the journal. */
 
-/* By a guard that was left with it and has still time, and not one that thaws or has just thawed.
- */
+/* By a guard that has still time, and not one that thaws. */
 static bool
 is_held(const struct vf_flow *flow)
 {
@@ -56,8 +55,7 @@ is_held(const struct vf_flow *flow)
     char now[32];
 
     vf_flow_time(flow, vf_now_us(), now);
-    return vf_history_was(flow, "freeze") && vf_history_thaw_owed(flow) &&
-           vf_history_guard_lives(flow) && until && strcmp(now, until) < 0;
+    return vf_history_holds(flow) && until && strcmp(now, until) < 0;
 }
 
 static void
