@@ -36,9 +36,11 @@ VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
 # nobody calls. What an appliance does without is left out: the points at which tests kill an operation,
 # and what shells ask to complete words.
-SMALL_CFLAGS  := -flto=auto -fno-plt -fno-gcse -fno-caller-saves -fno-tree-ch -fno-tree-loop-im \
-                 -fno-tree-dominator-opts -fno-asynchronous-unwind-tables -fstack-protector \
-                 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+SMALL_CFLAGS  := -flto=auto -flto-partition=one -fipa-pta -fno-plt -fno-gcse -fno-caller-saves \
+                 -fno-tree-ch -fno-tree-loop-im -fno-tree-dominator-opts -fno-tree-fre \
+                 -fno-move-loop-invariants -fno-forward-propagate -fno-shrink-wrap \
+                 -fno-inline-functions-called-once -fno-asynchronous-unwind-tables \
+                 -fstack-protector -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed \
                  -Wl,--build-id=none
 

@@ -81,18 +81,37 @@ class_of(const struct vf_flow *flow, const struct vf_cut *cut)
 }
 
 void
+vf_class_overlay_layout(const struct vf_flow *flow, const struct vf_cut *cut,
+                        int64_t *cluster_size_r, bool *extended_l2_r)
+{
+    const struct vf_class *class = class_of(flow, cut);
+
+    *cluster_size_r = class && class->cluster_size ? class->cluster_size : VF_QCOW2_CLUSTER_SIZE;
+    *extended_l2_r = class && class->extended_l2;
+}
+
+bool
+vf_class_preallocates(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    const struct vf_class *class = class_of(flow, cut);
+
+    return class && class->preallocation;
+}
+
+void
 vf_class_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut,
                          struct json_object *options)
 {
     const struct vf_class *class = class_of(flow, cut);
+    int64_t cluster_size;
+    bool extended_l2;
 
-    if (!class)
-        return;
-    if (class->cluster_size)
-        vf_json_add_int(options, "cluster-size", class->cluster_size);
-    if (class->extended_l2)
+    vf_class_overlay_layout(flow, cut, &cluster_size, &extended_l2);
+    vf_json_add_int(options, "cluster-size", cluster_size);
+    if (extended_l2)
         vf_json_add_bool(options, "extended-l2", true);
-    vf_json_add_string(options, "preallocation", class->preallocation);
+    if (class)
+        vf_json_add_string(options, "preallocation", class->preallocation);
 }
 
 /* Room. */
@@ -156,7 +175,7 @@ can_be_checked(const struct vf_flow *flow, const struct vf_cut *cut, struct vmfr
 
     if (!class || !class->preallocation)
         return true;
-    int64_t cluster = class->cluster_size ? class->cluster_size : 65536;
+    int64_t cluster = class->cluster_size ? class->cluster_size : VF_QCOW2_CLUSTER_SIZE;
 
     if (cut->size / cluster <= VF_QCOW2_TABLES_MOST / 16)
         return true;

@@ -3,6 +3,7 @@
  * Clone: an overlay of the user's on each of a snapshot's images, for a VM of its own. The record
  * of the snapshot tells of it before it has its name, so that nobody deletes what it builds on.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 #include "util/cleanup.h"
 #include "util/json.h"
 #include "util/mem.h"
+#include "vm/qcow2.h"
 
 enum step {
     END = VF_STEP_END,
@@ -25,7 +27,6 @@ enum step {
     STEP_COUNT,
 };
 
-#define FILE_NODE "vft-file"
 #define IMAGE_NODE "vft"
 
 static const struct vf_cut *
@@ -63,54 +64,29 @@ on_opened(struct vf_flow *flow, const struct vf_reply *reply)
 }
 
 static void
-on_closed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (!went_well(flow, reply, "cannot close"))
-        return;
-    VF_AUTO_FREE char *name = vf_copy_name(vf_using_current(flow));
-    struct json_object *options = vf_image_options(name, "qcow2", IMAGE_NODE);
-
-    vf_json_add_bool(options, "read-only", true);
-    vf_ask(flow, "blockdev-add", options, on_opened);
-}
-
-static void
-on_formatted(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (went_well(flow, reply, "cannot write"))
-        vf_ask(flow, "blockdev-del", vf_json_strings("node-name", FILE_NODE, NULL), on_closed);
-}
-
-static void
-on_file_opened(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    const struct vf_cut *cut = current_cut(flow);
-
-    if (!went_well(flow, reply, "cannot open"))
-        return;
-    struct json_object *options =
-        vf_json_strings("driver", "qcow2", "file", FILE_NODE, "backing-file", cut->names.sealed,
-                        "backing-fmt", cut->format, NULL);
-    struct json_object *arguments = vf_json_new_object();
-
-    vf_json_add_int(options, "size", cut->size);
-    vf_json_add(arguments, "options", options);
-    vf_jobs_start(flow, current_cut(flow)->name, "blockdev-create", arguments);
-    vf_jobs_finish(flow, on_formatted);
-}
-
-static void
 link_next(struct vf_flow *flow)
 {
     if (flow->at == flow->using->count) {
         vf_end(flow, VF_OK);
         return;
     }
-    VF_AUTO_FREE char *name = vf_copy_name(vf_using_current(flow));
+    const struct vf_copy *copy = vf_using_current(flow);
+    const struct vf_cut *cut = current_cut(flow);
+    const struct vf_qcow2_empty image = {.size = cut->size,
+                                         .backing = cut->names.sealed,
+                                         .backing_format = cut->format,
+                                         .cluster_size = VF_QCOW2_CLUSTER_SIZE};
 
-    vf_ask(flow, "blockdev-add",
-           vf_json_strings("driver", "file", "node-name", FILE_NODE, "filename", name, NULL),
-           on_file_opened);
+    if (!vf_qcow2_write_empty(copy->file.fd, &image)) {
+        vf_refuse(flow, VMFROST_FAILED, "disk %s: cannot write %s: %s", cut->name, copy->file.path,
+                  strerror(errno));
+        return;
+    }
+    VF_AUTO_FREE char *name = vf_copy_name(copy);
+    struct json_object *options = vf_image_options(name, "qcow2", IMAGE_NODE);
+
+    vf_json_add_bool(options, "read-only", true);
+    vf_ask(flow, "blockdev-add", options, on_opened);
 }
 
 static void

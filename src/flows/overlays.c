@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * Everything of a cut that can be done before the freeze: overlays are created, checked, given
- * their names and made durable; then the real transaction is rehearsed.
+ * The overlays of a cut: created, given the owner of their base, their names, and made durable
+ * before the freeze. Nothing here touches what the guest sees.
  *
- * QEMU creates the overlays, so that they belong to its own user and no other program is needed.
- * The storage daemon of a stopped VM is no such user: it may be root's, in a folder that somebody
- * else can plant links in. So it is handed files that are there already, by descriptor. Nothing
- * here touches what the guest sees.
+ * They are written here, without QEMU: in 7.2 a "stop" or "cont" of somebody else's that comes
+ * while it formats an image is its end (docs/protocol.md), and a file made by its folder's
+ * descriptor is nobody's link. QEMU has to do it where it alone can tell what the file has to be,
+ * or be called: in another mount namespace, for another user, above a device; and where clusters
+ * are to be preallocated. The storage daemon of a stopped VM may be root's, in a folder that
+ * somebody else can plant links in: so it is handed files that are there already, by descriptor.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,9 +24,6 @@
 #include "util/text.h"
 #include "vm/graph.h"
 #include "vm/qcow2.h"
-
-/* The words by which QEMU says that all of a transaction would have worked. */
-#define REHEARSED "Transaction aborted using Abort action"
 
 char *
 vf_overlay_file_node(const struct vf_cut *cut)
@@ -95,12 +94,25 @@ header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     return right;
 }
 
+/* The image that the overlay takes the place of. */
+static const char *
+model_of(const struct vf_cut *cut)
+{
+    return cut->names.top ? cut->names.top : cut->names.sealed;
+}
+
+static int
+fd_of(const struct vf_flow *flow, const struct vf_cut *cut)
+{
+    return flow->overlay_fds[cut - flow->cuts];
+}
+
 static void
-warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut, const char *model)
+warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct stat made, about;
 
-    if (stat(cut->names.overlay, &made) == 0 && stat(model, &about) == 0)
+    if (stat(cut->names.overlay, &made) == 0 && stat(model_of(cut), &about) == 0)
         vf_warn(flow,
                 "disk %s: its new image %s belongs to user %u and group %u, and not to user %u and "
                 "group %u as the one before: whoever starts the VM has to be able to open it",
@@ -111,18 +123,15 @@ warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut, const char *model)
 
 /* What we have made is given to the VM's user. */
 static bool
-own_it(struct vf_flow *flow, const struct vf_cut *cut)
+own_it(struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_error *error)
 {
-    const char *model = cut->names.top ? cut->names.top : cut->names.sealed;
     bool same;
 
-    if (!(flow->engine.conditions & VF_IF_STOPPED))
-        return true;
-    if (!vf_like(flow->overlay_fds[cut - flow->cuts], model, &same))
-        return vf_note(flow, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
+    if (!vf_like(fd_of(flow, cut), model_of(cut), &same))
+        return vf_fail(error, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
                        cut->name, cut->names.overlay, strerror(errno));
     if (!same)
-        warn_of_owner(flow, cut, model);
+        warn_of_owner(flow, cut);
     return true;
 }
 
@@ -184,15 +193,14 @@ on_preopened(struct vf_flow *flow, const struct vf_reply *reply)
         finish(flow);
 }
 
+/* What took the place of ours goes with the rest of what was prepared: the name was ours alone. */
 static bool
-is_still_ours(struct vf_flow *flow, const struct vf_cut *cut)
+is_still_ours(struct vf_flow *flow, struct vf_cut *cut)
 {
-    struct stat about;
-
-    return !(flow->engine.conditions & VF_IF_STOPPED) ||
-           (fstat(flow->overlay_fds[cut - flow->cuts], &about) == 0 &&
-            vf_inode_equal((struct vf_inode){about.st_dev, about.st_ino}, cut->overlay)) ||
-           vf_note(flow, VMFROST_FAILED, "disk %s: somebody has replaced its new overlay %s",
+    if (vf_inode_equal(vf_cut_overlay_inode(cut), cut->overlay))
+        return true;
+    cut->overlay = (struct vf_inode){0, 0};
+    return vf_note(flow, VMFROST_FAILED, "disk %s: somebody has replaced its new overlay %s",
                    cut->name, cut->names.overlay);
 }
 
@@ -202,9 +210,9 @@ name_all(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
-        cut->overlay = vf_cut_overlay_inode(cut);
-        if (!is_still_ours(flow, cut) || !own_it(flow, cut) || !header_is_right(flow, cut) ||
-            !name_it(flow, cut))
+        if (!flow->overlay_fds)
+            cut->overlay = vf_cut_overlay_inode(cut);
+        if (!is_still_ours(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut))
             return false;
         if (i == 0)
             vf_test_point(flow, "overlays.named");
@@ -219,11 +227,10 @@ name_all(struct vf_flow *flow)
                    failed->name, failed->names.overlay, strerror(errno));
 }
 
+/* They are written; now they get their names. */
 static void
-on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
+use_images(struct vf_flow *flow)
 {
-    if (!went_well(flow, reply, "cannot close its new overlay"))
-        return;
     if (!name_all(flow)) {
         vf_end(flow, VF_REFUSED);
         return;
@@ -237,6 +244,24 @@ on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
         vf_batch_ask(flow, flow->cuts[i].name, "blockdev-add",
                      vf_overlay_options(flow, &flow->cuts[i]));
     vf_batch_end(flow, on_preopened);
+}
+
+/* Written by QEMU. */
+
+static void
+on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    if (!went_well(flow, reply, "cannot close its new overlay"))
+        return;
+    for (size_t i = 0; flow->overlay_fds && i < flow->cut_count; i++)
+        if (!own_it(flow, &flow->cuts[i], &error)) {
+            vf_note_error(flow, &error);
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+    use_images(flow);
 }
 
 static void
@@ -257,9 +282,8 @@ static void
 create_image(struct vf_flow *flow, const struct vf_cut *cut)
 {
     VF_AUTO_FREE char *node = vf_overlay_file_node(cut);
-    VF_AUTO_FREE char *made = flow->overlay_fds ? vf_printf("/proc/%d/fd/%d", (int)getpid(),
-                                                            flow->overlay_fds[cut - flow->cuts])
-                                                : NULL;
+    VF_AUTO_FREE char *made =
+        flow->overlay_fds ? vf_printf("/proc/%d/fd/%d", (int)getpid(), fd_of(flow, cut)) : NULL;
     struct json_object *options =
         vf_json_strings("driver", "qcow2", "file", node, "backing-file", cut->names.backing,
                         "backing-fmt", vf_cut_backing_format(cut), NULL);
@@ -293,34 +317,6 @@ on_files_created(struct vf_flow *flow, const struct vf_reply *reply)
     create_images(flow);
 }
 
-/* A file that is there belongs to somebody else, whoever it is. */
-static void
-make_files(struct vf_flow *flow)
-{
-    vf_overlays_close(flow);
-    flow->overlay_fds = vf_alloc((flow->cut_count + 1) * sizeof *flow->overlay_fds);
-    for (; flow->overlay_fd_count < flow->cut_count; flow->overlay_fd_count++) {
-        const struct vf_cut *cut = &flow->cuts[flow->overlay_fd_count];
-        int fd = vf_create(cut->names.overlay);
-
-        if (fd < 0) {
-            vf_refuse(flow, VMFROST_FAILED, "disk %s: cannot create the overlay %s: %s", cut->name,
-                      cut->names.overlay, strerror(errno));
-            return;
-        }
-        flow->overlay_fds[flow->overlay_fd_count] = fd;
-    }
-    create_images(flow);
-}
-
-void
-vf_overlays_close(struct vf_flow *flow)
-{
-    while (flow->overlay_fd_count > 0)
-        close(flow->overlay_fds[--flow->overlay_fd_count]);
-    free(VF_STEAL(flow->overlay_fds));
-}
-
 static void
 create_files(struct vf_flow *flow)
 {
@@ -335,6 +331,105 @@ create_files(struct vf_flow *flow)
         vf_jobs_start(flow, cut->name, "blockdev-create", arguments);
     }
     vf_jobs_finish(flow, on_files_created);
+}
+
+/* Written here. */
+
+/* A file that is there belongs to somebody else, whoever it is. */
+static bool
+make_files(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    vf_overlays_close(flow);
+    flow->overlay_fds = vf_alloc((flow->cut_count + 1) * sizeof *flow->overlay_fds);
+    for (; flow->overlay_fd_count < flow->cut_count; flow->overlay_fd_count++) {
+        struct vf_cut *cut = &flow->cuts[flow->overlay_fd_count];
+        int fd = vf_create(cut->names.overlay);
+        struct stat about;
+
+        if (fd < 0 || fstat(fd, &about) < 0)
+            return vf_fail(error, VMFROST_FAILED, "disk %s: cannot create the overlay %s: %s",
+                           cut->name, cut->names.overlay, strerror(errno));
+        vf_log(&flow->log, VMFROST_LOG_DEBUG, "file create %s", cut->names.overlay);
+        flow->overlay_fds[flow->overlay_fd_count] = fd;
+        cut->overlay = (struct vf_inode){about.st_dev, about.st_ino};
+    }
+    return true;
+}
+
+void
+vf_overlays_close(struct vf_flow *flow)
+{
+    while (flow->overlay_fd_count > 0)
+        close(flow->overlay_fds[--flow->overlay_fd_count]);
+    free(VF_STEAL(flow->overlay_fds));
+}
+
+static bool
+write_images(struct vf_flow *flow, struct vmfrost_error *error)
+{
+    vf_test_point(flow, "overlays.created");
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct vf_qcow2_empty image = {
+            .size = vf_cut_overlay_size(cut),
+            .backing = cut->names.backing,
+            .backing_format = vf_cut_backing_format(cut),
+        };
+
+        vf_class_overlay_layout(flow, cut, &image.cluster_size, &image.extended_l2);
+        if (!vf_qcow2_write_empty(fd_of(flow, cut), &image))
+            return vf_fail(error, VMFROST_FAILED, "disk %s: cannot write its overlay %s: %s",
+                           cut->name, cut->names.overlay, strerror(errno));
+        if (!own_it(flow, cut, error))
+            return false;
+    }
+    return true;
+}
+
+/* Files that a running QEMU can open if it could open the base, and nothing that it alone can do.
+ */
+static bool
+can_write_images(const struct vf_flow *flow)
+{
+    bool stopped = flow->engine.conditions & VF_IF_STOPPED;
+
+    if (!stopped && (!flow->qemu.pid || vf_sees_otherwise(flow->qemu.pid)))
+        return false;
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        const struct vf_cut *cut = &flow->cuts[i];
+        struct stat about;
+
+        if (vf_class_preallocates(flow, cut))
+            return false;
+        if (stopped)
+            continue;
+        if (!cut->base.number || stat(model_of(cut), &about) < 0 ||
+            (geteuid() != 0 && geteuid() != about.st_uid) ||
+            !vf_process_may_write(flow->qemu.pid, about.st_uid, about.st_mode))
+            return false;
+    }
+    return true;
+}
+
+/* So that QEMU can try: it may have rights that we have not, or other ways. */
+static void
+leave_it_to_qemu(struct vf_flow *flow, const struct vmfrost_error *why)
+{
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
+    vf_log(&flow->log, VMFROST_LOG_DEBUG, "QEMU is to write the overlays: %s", why->text);
+    for (size_t i = 0; i < flow->cut_count; i++) {
+        struct vf_cut *cut = &flow->cuts[i];
+
+        if (!vf_unlink(cut->names.overlay, cut->overlay, &flow->log, &error)) {
+            vf_note_error(flow, &error);
+            vf_end(flow, VF_REFUSED);
+            return;
+        }
+        cut->overlay = (struct vf_inode){0, 0};
+    }
+    vf_overlays_close(flow);
+    create_files(flow);
 }
 
 /* What blockdev-snapshot-sync would open otherwise than the base is: it knows only the cache modes
@@ -361,202 +456,27 @@ loses_modes(const struct vf_flow *flow, const struct vf_cut *cut)
 void
 vf_step_overlays(struct vf_flow *flow)
 {
+    struct vmfrost_error error = {.code = VMFROST_OK};
+
     flow->preopened = flow->options.method == VMFROST_METHOD_PREOPENED;
     for (size_t i = 0; i < flow->cut_count; i++)
         flow->preopened |= flow->cuts[i].below || loses_modes(flow, &flow->cuts[i]);
-    if (flow->engine.conditions & VF_IF_STOPPED)
-        make_files(flow);
-    else
+    bool stopped = flow->engine.conditions & VF_IF_STOPPED, ours = can_write_images(flow);
+
+    if (!stopped && !ours) {
         create_files(flow);
-}
-
-/* The rehearsal. */
-
-/* Of the cuts [first, end). */
-static struct json_object *
-transaction(const struct vf_flow *flow, size_t first, size_t end, bool rehearsal)
-{
-    struct json_object *actions = vf_json_new_array(), *arguments = vf_json_new_object();
-
-    for (size_t i = first; i < end + rehearsal; i++) {
-        const struct vf_cut *cut = &flow->cuts[i];
-        struct json_object *action = vf_json_new_object();
-        bool last = i == end;
-
-        vf_json_add_string(action, "type",
-                           last              ? "abort"
-                           : flow->preopened ? "blockdev-snapshot"
-                                             : "blockdev-snapshot-sync");
-        if (last)
-            vf_json_add(action, "data", vf_json_new_object());
-        else if (flow->preopened)
-            vf_json_add(action, "data",
-                        vf_json_strings("node", cut->node, "overlay", cut->overlay_node, NULL));
-        else
-            vf_json_add(action, "data",
-                        vf_json_strings("node-name", cut->node, "snapshot-node-name",
-                                        cut->overlay_node, "snapshot-file", cut->names.overlay,
-                                        "mode", "existing", NULL));
-        vf_json_append(actions, action);
-    }
-    vf_json_add(arguments, "actions", actions);
-    return arguments;
-}
-
-struct json_object *
-vf_cut_transaction(const struct vf_flow *flow)
-{
-    return transaction(flow, 0, flow->cut_count, false);
-}
-
-/* The disk that QEMU's words are about, if they tell: they name a node or a file. */
-static const struct vf_cut *
-find_named(const struct vf_flow *flow, const char *words)
-{
-    for (size_t i = 0; i < flow->cut_count; i++) {
-        const struct vf_cut *cut = &flow->cuts[i];
-        const char *const names[] = {cut->node, cut->overlay_node, cut->names.overlay};
-
-        for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
-            VF_AUTO_FREE char *quoted = vf_printf("'%s'", names[k]);
-
-            if (strstr(words, quoted))
-                return cut;
-        }
-    }
-    return flow->cut_count == 1 ? &flow->cuts[0] : NULL;
-}
-
-bool
-vf_expect_cut(struct vf_flow *flow, const struct vf_reply *reply, const char *what)
-{
-    const struct vf_cut *cut = reply->outcome == VF_REFUSED ? find_named(flow, reply->words) : NULL;
-
-    if (cut && cut->absent)
-        what = "it was unplugged since the disks were chosen";
-    return vf_expect(flow, reply, "%s%s%s%s", cut ? "disk " : "", cut ? cut->name : "",
-                     cut ? ": " : "", what);
-}
-
-#define REFUSES "QEMU refuses this snapshot"
-
-static bool
-was_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (reply->outcome == VF_REFUSED)
-        return strcmp(reply->words, REHEARSED) == 0;
-    if (reply->outcome == VF_UNKNOWN)
-        vf_expect(flow, reply, "rehearsing the cut");
-    else
-        /* A transaction that ends in "abort" cannot succeed: whoever answers so is no QEMU. */
-        vf_refuse(flow, VMFROST_FAILED, "QEMU accepted a transaction that it had to abort");
-    return false;
-}
-
-static void ask_next_disk(struct vf_flow *flow);
-
-static void
-on_one_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (was_rehearsed(flow, reply)) {
-        flow->at++;
-        ask_next_disk(flow);
-    } else if (reply->outcome == VF_REFUSED) {
-        vf_expect(flow, reply, "disk %s: " REFUSES, flow->cuts[flow->at].name);
-    }
-}
-
-/* QEMU's words told of no disk: each one is tried alone, until one is refused. */
-static void
-ask_next_disk(struct vf_flow *flow)
-{
-    if (flow->at < flow->cut_count)
-        vf_ask(flow, "transaction", transaction(flow, flow->at, flow->at + 1, true),
-               on_one_rehearsed);
-    else
-        vf_refuse(flow, VMFROST_FAILED, REFUSES ", but none of its disks alone");
-}
-
-static void
-on_rehearsed(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (was_rehearsed(flow, reply)) {
-        vf_end(flow, VF_OK);
-    } else if (reply->outcome == VF_REFUSED && find_named(flow, reply->words)) {
-        vf_expect_cut(flow, reply, REFUSES);
-    } else if (reply->outcome == VF_REFUSED) {
-        flow->at = 0;
-        ask_next_disk(flow);
-    }
-}
-
-static void
-rehearse(struct vf_flow *flow)
-{
-    vf_ask(flow, "transaction", transaction(flow, 0, flow->cut_count, true), on_rehearsed);
-}
-
-/* While QEMU aborts a transaction, an iothread may go on in the middle: what the guest writes then
- * goes to an overlay that is about to be taken away, and into the snapshot's successor. */
-static void
-on_iothreads(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    if (reply->outcome == VF_UNKNOWN)
-        vf_expect(flow, reply, "query-iothreads");
-    else if (reply->outcome == VF_OK && vf_json_length(reply->value) == 0)
-        rehearse(flow);
-    else
-        vf_end(flow, VF_OK);
-}
-
-static void
-rehearse_if_harmless(struct vf_flow *flow)
-{
-    if (!flow->plan.run_state || strcmp(flow->plan.run_state, "running") == 0)
-        vf_ask(flow, "query-iothreads", NULL, on_iothreads);
-    else
-        rehearse(flow);
-}
-
-static void
-on_migration(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    struct vf_plan_input input = {.migrate = reply->value};
-    struct vmfrost_error error = {.code = VMFROST_OK};
-
-    if (!vf_expect(flow, reply, "query-migrate"))
         return;
-    if (!vf_plan_check_state(&input, &flow->plan, &error)) {
+    }
+    bool made = make_files(flow, &error);
+
+    if (made && !ours) {
+        create_images(flow);
+    } else if (made && write_images(flow, &error)) {
+        use_images(flow);
+    } else if (made && !stopped) {
+        leave_it_to_qemu(flow, &error);
+    } else {
         vf_note_error(flow, &error);
         vf_end(flow, VF_REFUSED);
-        return;
     }
-    vf_plug_look(flow, rehearse_if_harmless);
-}
-
-static void
-on_run_state(struct vf_flow *flow, const struct vf_reply *reply)
-{
-    const char *state = vf_json_string(reply->value, "status");
-
-    if (!vf_expect(flow, reply, "query-status"))
-        return;
-    if (state) {
-        free(flow->plan.run_state);
-        flow->plan.run_state = vf_strdup(state);
-    }
-    vf_ask(flow, "query-migrate", NULL, on_migration);
-}
-
-/* All of the cut but its effect: drains, flushes, opens, checks permissions and locks; not of a VM
- * that runs with iothreads, where the cut itself is the first to tell. That a disk
- * has left its device is none of QEMU's concern, so that is looked for before; nor is that another
- * QEMU has the VM by now, which takes a cut, but lets nobody undo it. */
-void
-vf_step_rehearse(struct vf_flow *flow)
-{
-    if (flow->engine.conditions & VF_IF_STOPPED)
-        vf_plug_look(flow, rehearse);
-    else
-        vf_ask(flow, "query-status", NULL, on_run_state);
 }

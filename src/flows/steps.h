@@ -89,7 +89,11 @@ struct json_object *vf_classes_left_out(struct vf_flow *flow, struct vmfrost_err
 /* The class of a disk that lies at `place`, which may be known in part; NULL: none. */
 const struct vf_class *vf_disk_class(const struct vf_flow *flow, const struct vf_disk *disk,
                                      const struct vf_place *place);
-/* Adds what the class of the cut says of overlays to the arguments of blockdev-create. */
+/* What the class of the cut says of its overlay. */
+void vf_class_overlay_layout(const struct vf_flow *flow, const struct vf_cut *cut,
+                             int64_t *cluster_size_r, bool *extended_l2_r);
+bool vf_class_preallocates(const struct vf_flow *flow, const struct vf_cut *cut);
+/* The same as arguments of blockdev-create. */
 void vf_class_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut,
                               struct json_object *options);
 /* There is as much room for the overlays as the classes want; false with the refusal. */
@@ -124,13 +128,15 @@ void vf_agent_open(struct vf_flow *flow, vf_flow_fn *fn);
 bool vf_peer_is_trusted(struct vf_flow *flow, int fd, const char *path,
                         struct vmfrost_error *error);
 
-/* overlays.c: everything that can be done before the freeze. */
+/* overlays.c: the new images. */
 void vf_step_overlays(struct vf_flow *flow);
-void vf_step_rehearse(struct vf_flow *flow);
 /* The node of an overlay's file, there only while the image is created; owned by the caller. */
 char *vf_overlay_file_node(const struct vf_cut *cut);
 /* How an overlay is opened by hand: arguments of blockdev-add; owned by the caller. */
 struct json_object *vf_overlay_options(const struct vf_flow *flow, const struct vf_cut *cut);
+
+/* rehearse.c: the transaction, tried before the freeze. */
+void vf_step_rehearse(struct vf_flow *flow);
 /* The transaction of the cut, as arguments; owned by the caller. */
 struct json_object *vf_cut_transaction(const struct vf_flow *flow);
 /* vf_expect() for its reply: names the disk that QEMU's words are about, if they tell. */

@@ -48,6 +48,9 @@ struct vf_view {
     struct vf_descriptor *descriptors; /* of files and block devices */
     size_t count;
 };
+/* The process lives in another mount namespace, or below another root folder; true also if that
+ * cannot be seen. */
+bool vf_sees_otherwise(pid_t pid);
 /* Of pid 0 nothing is read. */
 void vf_view_read(struct vf_view *view, pid_t pid);
 void vf_view_release(struct vf_view *view);

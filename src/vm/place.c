@@ -189,9 +189,8 @@ is_protocol(const char *file)
     return colon && (!slash || colon < slash);
 }
 
-/* The process lives in another mount namespace, or below another root folder. */
-static bool
-sees_otherwise(pid_t pid)
+bool
+vf_sees_otherwise(pid_t pid)
 {
     char path[64];
     struct stat ours, theirs;
@@ -211,7 +210,7 @@ vf_view_read(struct vf_view *view, pid_t pid)
     *view = (struct vf_view){.pid = pid, .error = ESRCH};
     if (!pid)
         return;
-    view->elsewhere = sees_otherwise(pid);
+    view->elsewhere = vf_sees_otherwise(pid);
     view->error = read_descriptors(view);
 }
 

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,6 +142,44 @@ vf_process_gone(struct vf_process process)
     }
     assert(!"a presence that is none");
     return false;
+}
+
+/* What stands behind a word; NULL if it is not there. */
+static const char *
+behind(const char *text, const char *word)
+{
+    const char *at = strstr(text, word);
+
+    return at ? at + strlen(word) : NULL;
+}
+
+static bool
+same_users(pid_t pid)
+{
+    char path[64];
+    struct stat ours, theirs;
+
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+    return stat("/proc/self/ns/user", &ours) == 0 && stat(path, &theirs) == 0 &&
+           ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
+bool
+vf_process_may_write(pid_t pid, uid_t owner, mode_t mode)
+{
+    size_t length;
+    VF_AUTO_FREE char *status = read_proc(pid, "status", 16384, &length);
+    unsigned uid;
+
+    if (!status)
+        return false;
+    const char *uids = behind(status, "\nUid:"), *capabilities = behind(status, "\nCapEff:");
+
+    if (!uids || !capabilities || sscanf(uids, "%*u %*u %*u %u", &uid) != 1)
+        return false;
+    if (strtoull(capabilities, NULL, 16) & UINT64_C(1) << CAP_DAC_OVERRIDE && same_users(pid))
+        return true;
+    return uid == owner && (mode & 0600) == 0600;
 }
 
 /* --- What its command line says --- */

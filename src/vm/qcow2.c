@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Every number in the header is checked against the file and against the limits that QEMU itself
- * has before it is used; what QEMU would not open is an error here, too.
+ * has before it is used; what QEMU would not open is an error here, too. What is written is laid
+ * out as QEMU does it: header, table of refcounts, one block of these, L1 table.
  */
 #include "vm/qcow2.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,6 +20,9 @@
 #define MAGIC UINT32_C(0x514649fb)
 #define V2_LENGTH 72
 #define V3_LENGTH 104
+#define CLUSTER_BITS_LEAST 9
+#define CLUSTER_BITS_MOST 21
+#define REFCOUNT_ORDER 4 /* 1 << 4 bits each */
 #define BACKING_MAX 1023
 #define BACKING_FORMAT_MAX 15
 #define L1_MAX (UINT32_C(32) << 20) /* bytes of the table */
@@ -117,7 +122,7 @@ read_header(const struct reader *reader, struct header *header)
         if (header->length < V3_LENGTH)
             return bad(reader, "its header is too short");
     }
-    if (header->cluster_bits < 9 || header->cluster_bits > 21)
+    if (header->cluster_bits < CLUSTER_BITS_LEAST || header->cluster_bits > CLUSTER_BITS_MOST)
         return bad(reader, "its cluster size is out of range");
     if (header->length > UINT32_C(1) << header->cluster_bits)
         return bad(reader, "its header is larger than a cluster");
@@ -297,4 +302,107 @@ vf_qcow2_release(struct vf_qcow2 *image)
     free(image->backing);
     free(image->backing_format);
     memset(image, 0, sizeof *image);
+}
+
+/* Writing. */
+
+static void
+put32(unsigned char *at, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        at[i] = (unsigned char)(value >> (24 - 8 * i));
+}
+
+static void
+put64(unsigned char *at, uint64_t value)
+{
+    put32(at, (uint32_t)(value >> 32));
+    put32(at + 4, (uint32_t)value);
+}
+
+static bool
+write_at(int fd, uint64_t offset, const void *from, size_t length)
+{
+    size_t done = 0;
+
+    while (done < length) {
+        ssize_t put = pwrite(fd, (const char *)from + done, length - done, (off_t)(offset + done));
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return false;
+        done += (size_t)put;
+    }
+    return true;
+}
+
+/* How much memory one entry of an L1 table stands for. */
+static uint64_t
+reach_of(const struct vf_qcow2_empty *image)
+{
+    uint64_t cluster = (uint64_t)image->cluster_size;
+
+    return cluster / (image->extended_l2 ? 16 : 8) * cluster;
+}
+
+enum place { HEADER_AT, REFCOUNT_TABLE_AT, REFCOUNT_BLOCK_AT, L1_TABLE_AT }; /* in clusters */
+
+static bool
+write_header(int fd, const struct vf_qcow2_empty *image, uint32_t l1_entries)
+{
+    unsigned char raw[V3_LENGTH + 8 + 16 + 8 + BACKING_MAX] = {0};
+    size_t backing_length = strlen(image->backing), format_length = strlen(image->backing_format);
+    size_t backing_at = sizeof raw - BACKING_MAX;
+
+    if (backing_length > BACKING_MAX || format_length > BACKING_FORMAT_MAX ||
+        backing_at + backing_length > (uint64_t)image->cluster_size) {
+        errno = ENAMETOOLONG;
+        return false;
+    }
+    put32(raw, MAGIC);
+    put32(raw + 4, 3);
+    put64(raw + 8, backing_at);
+    put32(raw + 16, (uint32_t)backing_length);
+    put32(raw + 20, (uint32_t)__builtin_ctzll((uint64_t)image->cluster_size));
+    put64(raw + 24, (uint64_t)image->size);
+    put32(raw + 36, l1_entries);
+    put64(raw + 40, (uint64_t)image->cluster_size * L1_TABLE_AT);
+    put64(raw + 48, (uint64_t)image->cluster_size * REFCOUNT_TABLE_AT);
+    put32(raw + 56, 1);
+    put64(raw + 72, image->extended_l2 ? FEATURE_EXTENDED_L2 : 0);
+    put32(raw + 96, REFCOUNT_ORDER);
+    put32(raw + 100, V3_LENGTH);
+    put32(raw + V3_LENGTH, EXTENSION_BACKING_FORMAT);
+    put32(raw + V3_LENGTH + 4, (uint32_t)format_length);
+    memcpy(raw + V3_LENGTH + 8, image->backing_format, format_length);
+    memcpy(raw + backing_at, image->backing, backing_length);
+    return write_at(fd, 0, raw, backing_at + backing_length);
+}
+
+bool
+vf_qcow2_write_empty(int fd, const struct vf_qcow2_empty *image)
+{
+    uint64_t cluster = (uint64_t)image->cluster_size, reach = reach_of(image);
+    /* One at least: a table has to be somewhere. */
+    uint64_t l1_entries = image->size ? ((uint64_t)image->size - 1) / reach + 1 : 1;
+    uint64_t clusters = L1_TABLE_AT + (l1_entries * 8 + cluster - 1) / cluster;
+    unsigned char block_at[8];
+
+    assert((cluster & (cluster - 1)) == 0 && cluster >> CLUSTER_BITS_LEAST &&
+           cluster >> CLUSTER_BITS_MOST <= 1 && image->size >= 0);
+    if (l1_entries > L1_MAX / 8 || clusters > cluster * 8 >> REFCOUNT_ORDER) {
+        errno = EFBIG;
+        return false;
+    }
+    size_t counts_length = (size_t)clusters << REFCOUNT_ORDER >> 3;
+    VF_AUTO_FREE unsigned char *counts = vf_alloc(counts_length);
+
+    for (size_t i = 1; i < counts_length; i += 2)
+        counts[i] = 1;
+    put64(block_at, cluster * REFCOUNT_BLOCK_AT);
+    return ftruncate(fd, (off_t)(clusters * cluster)) == 0 &&
+           write_header(fd, image, (uint32_t)l1_entries) &&
+           write_at(fd, cluster * REFCOUNT_TABLE_AT, block_at, sizeof block_at) &&
+           write_at(fd, cluster * REFCOUNT_BLOCK_AT, counts, counts_length);
 }

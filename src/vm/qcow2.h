@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the header of a qcow2 image says. Read-only, and strict: an image may come from a guest's
- * or a stranger's hands. Source: QEMU docs/interop/qcow2.txt.
+ * What the header of a qcow2 image says, and an empty one for a new image. Reading is strict: an
+ * image may come from a guest's or a stranger's hands. Source: QEMU docs/interop/qcow2.txt.
  */
 #ifndef VF_VM_QCOW2_H
 #define VF_VM_QCOW2_H
@@ -27,5 +27,21 @@ struct vf_qcow2 {
 /* Works while QEMU has the image open (takes no lock). */
 bool vf_qcow2_read(const char *path, struct vf_qcow2 *image, struct vmfrost_error *error);
 void vf_qcow2_release(struct vf_qcow2 *image);
+
+#define VF_QCOW2_CLUSTER_SIZE (INT64_C(64) << 10) /* what QEMU takes if it is not told */
+
+/* An overlay in which nothing is allocated yet. */
+struct vf_qcow2_empty {
+    int64_t size;                         /* virtual, in bytes */
+    const char *backing, *backing_format; /* as they shall stand in the header */
+    int64_t cluster_size;                 /* in bytes, a power of 2 */
+    bool extended_l2;
+};
+
+/* Writes it to an empty file; not durable yet. False with errno: ENAMETOOLONG or EFBIG for what
+ * does not fit into so small clusters, which QEMU may still be able to make, or what writing failed
+ * with.
+ */
+bool vf_qcow2_write_empty(int fd, const struct vf_qcow2_empty *image);
 
 #endif

@@ -261,6 +261,84 @@ test_files(void)
     has_str(error.text, "does not begin like one", "a raw image");
 }
 
+static bool
+write_empty(const char *name, const struct vf_qcow2_empty *image)
+{
+    VF_AUTO_FREE char *path = path_of(name);
+    VF_AUTO_FD int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    return vf_qcow2_write_empty(
+        fd, image); /* close() of a file that could be written changes no errno */
+}
+
+/* QEMU finds nothing wrong with it, and can write everywhere to it. */
+static void
+check_empty(const struct vf_qcow2_empty *image)
+{
+    VF_AUTO_FREE char *last = vf_printf("write -P 2 %lld 512", (long long)image->size - 512);
+    VF_AUTO_FREE char *seen = vf_printf("read -P 2 %lld 512", (long long)image->size - 512);
+    VF_AUTO_FREE char *what = vf_printf("%lld bytes in clusters of %lld%s", (long long)image->size,
+                                        (long long)image->cluster_size,
+                                        image->extended_l2 ? ", extended L2 entries" : "");
+
+    ok(write_empty("empty.qcow2", image), "%s", what);
+    check_image("empty.qcow2", image->size, image->backing, image->backing_format, false);
+    ok(RUN("qemu-img", "check", "-q", "empty.qcow2"), "%s: sound", what);
+    if (image->size == 0)
+        return;
+    ok(RUN("qemu-io", "-c", "read -P 1 0 512", "-c", last, "-c", seen, "-c", "read -P 1 0 512",
+           "empty.qcow2"),
+       "%s: the backing file below what is written", what);
+    check_image("empty.qcow2", image->size, image->backing, image->backing_format, true);
+    ok(RUN("qemu-img", "check", "-q", "empty.qcow2"), "%s: still sound", what);
+}
+
+static void
+test_empty(void)
+{
+    enum { KIB = 1 << 10 };
+    static const int64_t sizes[] = {0, 1024, 1 << 20, (INT64_C(1) << 29) + 512, INT64_C(1) << 35};
+    static const int64_t clusters[] = {512, 4 * KIB, 16 * KIB, 64 * KIB, 2048 * KIB};
+    char name[1025];
+    struct vf_qcow2_empty image = {.backing = "below.qcow2", .backing_format = "qcow2"};
+
+    RUN("qemu-img", "create", "-q", "-f", "qcow2", "below.qcow2", "64T");
+    RUN("qemu-io", "-c", "write -P 1 0 512", "below.qcow2");
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (size_t k = 0; k < 2 * sizeof clusters / sizeof *clusters; k++) {
+            image.size = sizes[i];
+            image.cluster_size = clusters[k / 2];
+            image.extended_l2 = k % 2;
+            if (image.extended_l2 ? image.cluster_size >= 16 * KIB
+                                  : image.cluster_size > 512 || image.size <= 1 << 20)
+                check_empty(&image);
+        }
+    image = (struct vf_qcow2_empty){.backing = "below.qcow2",
+                                    .backing_format = "qcow2",
+                                    .size = INT64_C(64) << 40,
+                                    .cluster_size = 64 * KIB};
+    check_empty(&image);
+
+    image.cluster_size = 4 * KIB;
+    ok(!write_empty("wide.qcow2", &image) && errno == EFBIG, "an L1 table larger than QEMU's");
+    image.size = INT64_C(4) << 40;
+    ok(!write_empty("wide.qcow2", &image) && errno == EFBIG, "more than one block of refcounts");
+    image.cluster_size = 64 * KIB;
+    memset(name, 'a', sizeof name);
+    name[1023] = '\0';
+    image.backing = name;
+    ok(write_empty("long.qcow2", &image) && RUN("qemu-img", "info", "-U", "long.qcow2"),
+       "the longest name of a backing file");
+    check_image("long.qcow2", image.size, name, "qcow2", false);
+    image.cluster_size = 512;
+    image.size = 1 << 20;
+    ok(!write_empty("long.qcow2", &image) && errno == ENAMETOOLONG, "no room for it in a cluster");
+    name[1023] = 'a';
+    name[1024] = '\0';
+    image.cluster_size = 64 * KIB;
+    ok(!write_empty("long.qcow2", &image) && errno == ENAMETOOLONG, "one more letter");
+}
+
 int
 main(void)
 {
@@ -276,6 +354,7 @@ main(void)
     test_endless();
     test_flags();
     test_files();
+    test_empty();
     scratch_remove(folder);
     return done_testing();
 }
