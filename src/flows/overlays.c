@@ -374,6 +374,7 @@ write_images(struct vf_flow *flow, struct vmfrost_error *error)
             .size = vf_cut_overlay_size(cut),
             .backing = cut->names.backing,
             .backing_format = vf_cut_backing_format(cut),
+            .ready = !(flow->engine.conditions & VF_IF_STOPPED),
         };
 
         vf_class_overlay_layout(flow, cut, &image.cluster_size, &image.extended_l2);

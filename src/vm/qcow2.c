@@ -22,7 +22,10 @@
 #define V3_LENGTH 104
 #define CLUSTER_BITS_LEAST 9
 #define CLUSTER_BITS_MOST 21
-#define REFCOUNT_ORDER 4 /* 1 << 4 bits each */
+#define REFCOUNT_ORDER 4                      /* 1 << 4 bits each */
+#define COPIED (UINT64_C(1) << 63)            /* flag of an entry: nobody else's */
+#define READY_TABLES_MOST (UINT64_C(4) << 20) /* those of 32 GiB in clusters of 64 KiB */
+#define READY_ROOM (UINT64_C(1) << 20)
 #define BACKING_MAX 1023
 #define BACKING_FORMAT_MAX 15
 #define L1_MAX (UINT32_C(32) << 20) /* bytes of the table */
@@ -206,9 +209,9 @@ read_extensions(const struct reader *reader, const struct header *header, struct
 /* An extended entry: where the cluster is, and which of its subclusters are there or read as zeros.
  * A preallocated cluster has a place and nothing else. */
 static bool
-holds_data(const unsigned char *entry)
+holds_data(const unsigned char *entry, bool extended)
 {
-    return get64(entry) & (UINT64_C(1) << 62 | 1) || get64(entry + 8);
+    return extended ? get64(entry) & (UINT64_C(1) << 62 | 1) || get64(entry + 8) : get64(entry);
 }
 
 /* Tables that are shared, or more than a file can hold, are no harm: `left` ends it. */
@@ -219,6 +222,7 @@ read_l2(const struct reader *reader, const struct header *header, uint64_t l1_en
     VF_AUTO_FREE unsigned char *chunk = NULL;
     uint64_t size = UINT64_C(1) << header->cluster_bits, at = l1_entry & UINT64_C(0xfffffffffffe00);
     size_t length = size < CHUNK ? (size_t)size : CHUNK;
+    bool extended = header->features & FEATURE_EXTENDED_L2;
 
     if (at & (size - 1))
         return bad(reader, "an L2 table is not where one can be");
@@ -230,8 +234,8 @@ read_l2(const struct reader *reader, const struct header *header, uint64_t l1_en
     for (uint64_t end = at + size; !image->has_data && at < end; at += length) {
         if (!read_at(reader, at, chunk, length))
             return false;
-        for (size_t i = 0; i + 16 <= length && !image->has_data; i += 16)
-            image->has_data = holds_data(chunk + i);
+        for (size_t i = 0; i < length && !image->has_data; i += extended ? 16 : 8)
+            image->has_data = holds_data(chunk + i, extended);
     }
     return true;
 }
@@ -239,7 +243,6 @@ read_l2(const struct reader *reader, const struct header *header, uint64_t l1_en
 static bool
 read_l1(const struct reader *reader, const struct header *header, struct vf_qcow2 *image)
 {
-    bool extended = header->features & FEATURE_EXTENDED_L2;
     size_t left = (size_t)header->l1_entries * 8;
     /* Of most images this is a few bytes: 16 KiB for each TiB. */
     VF_AUTO_FREE unsigned char *chunk = vf_alloc(left < CHUNK ? left + 1 : CHUNK);
@@ -256,9 +259,7 @@ read_l1(const struct reader *reader, const struct header *header, struct vf_qcow
         for (size_t i = 0; i < length && !image->has_data; i += 8) {
             uint64_t entry = get64(chunk + i);
 
-            if (!extended)
-                image->has_data = entry;
-            else if (entry && !read_l2(reader, header, entry, image, &tables))
+            if (entry && !read_l2(reader, header, entry, image, &tables))
                 return false;
         }
         if (image->has_data)
@@ -380,18 +381,46 @@ write_header(int fd, const struct vf_qcow2_empty *image, uint32_t l1_entries)
     return write_at(fd, 0, raw, backing_at + backing_length);
 }
 
+/* Where there is no table, a write waits until its place, the table, and the entry that leads there
+ * are durable one after the other. */
+static bool
+write_l1(int fd, const struct vf_qcow2_empty *image, size_t entries, uint64_t first_l2)
+{
+    VF_AUTO_FREE unsigned char *table = vf_alloc(entries * 8);
+
+    for (size_t i = 0; i < entries; i++)
+        put64(table + 8 * i, (first_l2 + i) * (uint64_t)image->cluster_size | COPIED);
+    return write_at(fd, (uint64_t)image->cluster_size * L1_TABLE_AT, table, entries * 8);
+}
+
+/* Where a file has to grow, each flush waits for the file system's own journal. */
+static bool
+write_zeros(int fd, uint64_t from, uint64_t end)
+{
+    VF_AUTO_FREE unsigned char *zeros = vf_alloc(CHUNK);
+
+    for (; from < end; from += CHUNK)
+        if (!write_at(fd, from, zeros, end - from < CHUNK ? (size_t)(end - from) : CHUNK))
+            return false;
+    return true;
+}
+
 bool
 vf_qcow2_write_empty(int fd, const struct vf_qcow2_empty *image)
 {
     uint64_t cluster = (uint64_t)image->cluster_size, reach = reach_of(image);
     /* One at least: a table has to be somewhere. */
     uint64_t l1_entries = image->size ? ((uint64_t)image->size - 1) / reach + 1 : 1;
-    uint64_t clusters = L1_TABLE_AT + (l1_entries * 8 + cluster - 1) / cluster;
+    uint64_t first_l2 = L1_TABLE_AT + (l1_entries * 8 + cluster - 1) / cluster;
+    uint64_t counted = cluster * 8 >> REFCOUNT_ORDER; /* by one block */
+    bool with_l2 = image->ready && l1_entries * cluster <= READY_TABLES_MOST &&
+                   first_l2 + l1_entries <= counted;
+    uint64_t clusters = first_l2 + (with_l2 ? l1_entries : 0);
     unsigned char block_at[8];
 
     assert((cluster & (cluster - 1)) == 0 && cluster >> CLUSTER_BITS_LEAST &&
            cluster >> CLUSTER_BITS_MOST <= 1 && image->size >= 0);
-    if (l1_entries > L1_MAX / 8 || clusters > cluster * 8 >> REFCOUNT_ORDER) {
+    if (l1_entries > L1_MAX / 8 || clusters > counted) {
         errno = EFBIG;
         return false;
     }
@@ -404,5 +433,7 @@ vf_qcow2_write_empty(int fd, const struct vf_qcow2_empty *image)
     return ftruncate(fd, (off_t)(clusters * cluster)) == 0 &&
            write_header(fd, image, (uint32_t)l1_entries) &&
            write_at(fd, cluster * REFCOUNT_TABLE_AT, block_at, sizeof block_at) &&
-           write_at(fd, cluster * REFCOUNT_BLOCK_AT, counts, counts_length);
+           write_at(fd, cluster * REFCOUNT_BLOCK_AT, counts, counts_length) &&
+           (!with_l2 || write_l1(fd, image, (size_t)l1_entries, first_l2)) &&
+           (!image->ready || write_zeros(fd, first_l2 * cluster, clusters * cluster + READY_ROOM));
 }

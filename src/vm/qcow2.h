@@ -36,6 +36,8 @@ struct vf_qcow2_empty {
     const char *backing, *backing_format; /* as they shall stand in the header */
     int64_t cluster_size;                 /* in bytes, a power of 2 */
     bool extended_l2;
+    bool ready; /* for a guest that waits: with L2 tables, unless these would be large, and with
+                   room for its first clusters, all of it written; up to 5 MiB */
 };
 
 /* Writes it to an empty file; not durable yet. False with errno: ENAMETOOLONG or EFBIG for what

@@ -45,7 +45,6 @@ struct fake {
     int image, overlay;
     char overlay_path[256], overlay_node[64];
     bool cut, frozen;
-    char jobs[2][64]; /* that have concluded */
     int listeners[2], clients[2];
     size_t length[2];
     char heard[2][16384];
@@ -69,7 +68,7 @@ put64(unsigned char *at, uint64_t value)
 
 /* An image without data. */
 static void
-write_qcow2(const char *path, const char *backing)
+write_qcow2(const char *path)
 {
     static unsigned char first[4096];
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -85,14 +84,6 @@ write_qcow2(const char *path, const char *backing)
     put32(first + 56, 1);
     put32(first + 96, 4);
     put32(first + 100, 104);
-    if (backing) {
-        put64(first + 8, 512);
-        put32(first + 16, (uint32_t)strlen(backing));
-        memcpy(first + 512, backing, strlen(backing));
-        put32(first + 104, 0xe2792aca);
-        put32(first + 108, 5);
-        memcpy(first + 112, "qcow2", 5);
-    }
     if (fd < 0 || pwrite(fd, first, sizeof first, 0) != sizeof first || ftruncate(fd, 4 << 16) < 0)
         _exit(1);
     close(fd);
@@ -180,44 +171,6 @@ query_graph(struct fake *fake, char *out, size_t size)
                  head, nodes, fake->overlay_node);
 }
 
-static void
-query_jobs(struct fake *fake, char *out, size_t size)
-{
-    int at = snprintf(out, size, "[");
-
-    for (int i = 0; i < 2; i++)
-        if (*fake->jobs[i])
-            at += snprintf(out + at, size - (size_t)at,
-                           "%s{\"id\":\"%s\",\"type\":\"create\",\"status\":\"concluded\","
-                           "\"current-progress\":1,\"total-progress\":1}",
-                           at > 1 ? "," : "", fake->jobs[i]);
-    snprintf(out + at, size - (size_t)at, "]");
-}
-
-static void
-create(struct fake *fake, struct json_object *arguments)
-{
-    struct json_object *options = vf_json_object(arguments, "options");
-    const char *id = vf_json_string(arguments, "job-id");
-    const char *file = vf_json_string(options, "filename");
-
-    if (file) {
-        snprintf(fake->overlay_path, sizeof fake->overlay_path, "%s", file);
-        close(open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    } else {
-        write_qcow2(fake->overlay_path, vf_json_string(options, "backing-file"));
-    }
-    snprintf(fake->jobs[*fake->jobs[0] ? 1 : 0], sizeof fake->jobs[0], "%s", id);
-}
-
-static void
-dismiss(struct fake *fake, const char *id)
-{
-    for (int i = 0; i < 2; i++)
-        if (strcmp(fake->jobs[i], id) == 0)
-            fake->jobs[i][0] = '\0';
-}
-
 /* False: it was a rehearsal. */
 static bool
 transact(struct fake *fake, struct json_object *arguments)
@@ -230,7 +183,9 @@ transact(struct fake *fake, struct json_object *arguments)
         return false;
     snprintf(fake->overlay_node, sizeof fake->overlay_node, "%s",
              vf_json_string(cut, "snapshot-node-name"));
-    fake->overlay = open(vf_json_string(cut, "snapshot-file"), O_RDWR | O_CLOEXEC);
+    snprintf(fake->overlay_path, sizeof fake->overlay_path, "%s",
+             vf_json_string(cut, "snapshot-file"));
+    fake->overlay = open(fake->overlay_path, O_RDWR | O_CLOEXEC);
     close(fake->image);
     fake->image = open("web.qcow2", O_RDONLY | O_CLOEXEC);
     fake->cut = true;
@@ -252,9 +207,7 @@ answer_qmp(struct fake *fake, struct json_object *request)
         command = "";
     if (strcmp(command, "query-status") == 0)
         snprintf(value, sizeof value, "{\"status\":\"running\",\"running\":true}");
-    else if (strcmp(command, "query-jobs") == 0)
-        query_jobs(fake, value, sizeof value);
-    else if (strcmp(command, "query-block-jobs") == 0)
+    else if (strcmp(command, "query-jobs") == 0 || strcmp(command, "query-block-jobs") == 0)
         snprintf(value, sizeof value, "[]");
     else if (strcmp(command, "query-chardev") == 0)
         snprintf(value, sizeof value,
@@ -277,10 +230,6 @@ answer_qmp(struct fake *fake, struct json_object *request)
                  property && strcmp(property, "name") == 0      ? "\"org.qemu.guest_agent.0\""
                  : property && strcmp(property, "chardev") == 0 ? "\"qga\""
                                                                 : "false");
-    else if (strcmp(command, "blockdev-create") == 0)
-        create(fake, arguments);
-    else if (strcmp(command, "job-dismiss") == 0)
-        dismiss(fake, vf_json_string(arguments, "id"));
     if (strcmp(command, "transaction") == 0 && !transact(fake, arguments))
         snprintf(line, sizeof line,
                  "{\"error\":{\"class\":\"GenericError\",\"desc\":\"Transaction aborted using "
@@ -361,7 +310,7 @@ be_fake(const char *folder, int ready)
     snprintf(fake.folder, sizeof fake.folder, "%s", folder);
     if (mkdir(folder, 0700) < 0 || chdir(folder) < 0)
         _exit(1);
-    write_qcow2("web.qcow2", NULL);
+    write_qcow2("web.qcow2");
     fake.image = open("web.qcow2", O_RDWR | O_CLOEXEC);
     fake.listeners[QMP] = listen_at("qmp.sock", 4);
     fake.listeners[AGENT] = listen_at("qga.sock", 4);

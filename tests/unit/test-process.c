@@ -228,6 +228,40 @@ test_identity(void)
     is_int(vf_process_of(pid).pid, 0, "nothing is there");
 }
 
+static void
+test_may_write(void)
+{
+    const uid_t us = geteuid(), nobody = 65534;
+    pid_t pid = start_sleeper();
+
+    ok(vf_process_may_write(pid, us, 0600), "a file of its own");
+    ok(!vf_process_may_write(0, us, 0600), "no process");
+    if (us == 0)
+        ok(vf_process_may_write(pid, nobody, 0), "root may write everywhere");
+    end(pid);
+    ok(!vf_process_may_write(pid, us, 0600), "it is gone");
+    if (us != 0) /* who cannot be another one */
+        return;
+    int ready[2];
+    char byte;
+
+    ok(pipe(ready) == 0, "a pipe");
+    pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (setresuid(nobody, nobody, nobody) == 0 && write(ready[1], "", 1) == 1)
+            pause();
+        _exit(1);
+    }
+    ok(read(ready[0], &byte, 1) == 1, "a process of another user");
+    ok(vf_process_may_write(pid, nobody, 0600), "its own");
+    ok(!vf_process_may_write(pid, nobody, 0466), "its own, but not for its owner to write");
+    ok(!vf_process_may_write(pid, us, 0666), "somebody else's");
+    end(pid);
+    close(ready[0]);
+    close(ready[1]);
+}
+
 /* A process that looks like a QEMU in `folder`. */
 static pid_t
 start_qemu(const char *folder, const char *program)
@@ -350,6 +384,7 @@ main(void)
     test_lines();
     test_odd_lines();
     test_identity();
+    test_may_write();
     test_find();
     return done_testing();
 }

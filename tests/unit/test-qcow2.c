@@ -277,9 +277,10 @@ check_empty(const struct vf_qcow2_empty *image)
 {
     VF_AUTO_FREE char *last = vf_printf("write -P 2 %lld 512", (long long)image->size - 512);
     VF_AUTO_FREE char *seen = vf_printf("read -P 2 %lld 512", (long long)image->size - 512);
-    VF_AUTO_FREE char *what = vf_printf("%lld bytes in clusters of %lld%s", (long long)image->size,
-                                        (long long)image->cluster_size,
-                                        image->extended_l2 ? ", extended L2 entries" : "");
+    VF_AUTO_FREE char *what =
+        vf_printf("%lld bytes in clusters of %lld%s%s", (long long)image->size,
+                  (long long)image->cluster_size, image->extended_l2 ? ", extended L2 entries" : "",
+                  image->ready ? ", ready" : "");
 
     ok(write_empty("empty.qcow2", image), "%s", what);
     check_image("empty.qcow2", image->size, image->backing, image->backing_format, false);
@@ -305,10 +306,11 @@ test_empty(void)
     RUN("qemu-img", "create", "-q", "-f", "qcow2", "below.qcow2", "64T");
     RUN("qemu-io", "-c", "write -P 1 0 512", "below.qcow2");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        for (size_t k = 0; k < 2 * sizeof clusters / sizeof *clusters; k++) {
+        for (size_t k = 0; k < 4 * sizeof clusters / sizeof *clusters; k++) {
             image.size = sizes[i];
-            image.cluster_size = clusters[k / 2];
+            image.cluster_size = clusters[k / 4];
             image.extended_l2 = k % 2;
+            image.ready = k / 2 % 2;
             if (image.extended_l2 ? image.cluster_size >= 16 * KIB
                                   : image.cluster_size > 512 || image.size <= 1 << 20)
                 check_empty(&image);
