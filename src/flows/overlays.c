@@ -205,14 +205,15 @@ is_still_ours(struct vf_flow *flow, struct vf_cut *cut)
 }
 
 static bool
-name_all(struct vf_flow *flow)
+name_all(struct vf_flow *flow, bool by_qemu)
 {
     for (size_t i = 0; i < flow->cut_count; i++) {
         struct vf_cut *cut = &flow->cuts[i];
 
         if (!flow->overlay_fds)
             cut->overlay = vf_cut_overlay_inode(cut);
-        if (!is_still_ours(flow, cut) || !header_is_right(flow, cut) || !name_it(flow, cut))
+        if (!is_still_ours(flow, cut) || (by_qemu && !header_is_right(flow, cut)) ||
+            !name_it(flow, cut))
             return false;
         if (i == 0)
             vf_test_point(flow, "overlays.named");
@@ -229,9 +230,9 @@ name_all(struct vf_flow *flow)
 
 /* They are written; now they get their names. */
 static void
-use_images(struct vf_flow *flow)
+use_images(struct vf_flow *flow, bool by_qemu)
 {
-    if (!name_all(flow)) {
+    if (!name_all(flow, by_qemu)) {
         vf_end(flow, VF_REFUSED);
         return;
     }
@@ -261,7 +262,7 @@ on_files_closed(struct vf_flow *flow, const struct vf_reply *reply)
             vf_end(flow, VF_REFUSED);
             return;
         }
-    use_images(flow);
+    use_images(flow, true);
 }
 
 static void
@@ -343,7 +344,7 @@ make_files(struct vf_flow *flow, struct vmfrost_error *error)
     flow->overlay_fds = vf_alloc((flow->cut_count + 1) * sizeof *flow->overlay_fds);
     for (; flow->overlay_fd_count < flow->cut_count; flow->overlay_fd_count++) {
         struct vf_cut *cut = &flow->cuts[flow->overlay_fd_count];
-        int fd = vf_create(cut->names.overlay);
+        VF_AUTO_FD int fd = vf_create(cut->names.overlay);
         struct stat about;
 
         if (fd < 0 || fstat(fd, &about) < 0)
@@ -351,6 +352,7 @@ make_files(struct vf_flow *flow, struct vmfrost_error *error)
                            cut->name, cut->names.overlay, strerror(errno));
         vf_log(&flow->log, VMFROST_LOG_DEBUG, "file create %s", cut->names.overlay);
         flow->overlay_fds[flow->overlay_fd_count] = fd;
+        fd = -1;
         cut->overlay = (struct vf_inode){about.st_dev, about.st_ino};
     }
     return true;
@@ -393,9 +395,12 @@ static bool
 can_write_images(const struct vf_flow *flow)
 {
     bool stopped = flow->engine.conditions & VF_IF_STOPPED;
+    struct vf_rights rights = {.known = false};
 
     if (!stopped && (!flow->qemu.pid || vf_sees_otherwise(flow->qemu.pid)))
         return false;
+    if (!stopped)
+        rights = vf_process_rights(flow->qemu.pid);
     for (size_t i = 0; i < flow->cut_count; i++) {
         const struct vf_cut *cut = &flow->cuts[i];
         struct stat about;
@@ -406,7 +411,7 @@ can_write_images(const struct vf_flow *flow)
             continue;
         if (!cut->base.number || stat(model_of(cut), &about) < 0 ||
             (geteuid() != 0 && geteuid() != about.st_uid) ||
-            !vf_process_may_write(flow->qemu.pid, about.st_uid, about.st_mode))
+            !vf_rights_suffice(&rights, about.st_uid, about.st_mode))
             return false;
     }
     return true;
@@ -473,7 +478,7 @@ vf_step_overlays(struct vf_flow *flow)
     if (made && !ours) {
         create_images(flow);
     } else if (made && write_images(flow, &error)) {
-        use_images(flow);
+        use_images(flow, false);
     } else if (made && !stopped) {
         leave_it_to_qemu(flow, &error);
     } else {

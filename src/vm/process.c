@@ -164,22 +164,31 @@ same_users(pid_t pid)
            ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
 }
 
-bool
-vf_process_may_write(pid_t pid, uid_t owner, mode_t mode)
+struct vf_rights
+vf_process_rights(pid_t pid)
 {
+    struct vf_rights rights = {.known = false};
     size_t length;
     VF_AUTO_FREE char *status = read_proc(pid, "status", 16384, &length);
-    unsigned uid;
+    unsigned user;
 
     if (!status)
-        return false;
-    const char *uids = behind(status, "\nUid:"), *capabilities = behind(status, "\nCapEff:");
+        return rights;
+    const char *users = behind(status, "\nUid:"), *capabilities = behind(status, "\nCapEff:");
 
-    if (!uids || !capabilities || sscanf(uids, "%*u %*u %*u %u", &uid) != 1)
-        return false;
-    if (strtoull(capabilities, NULL, 16) & UINT64_C(1) << CAP_DAC_OVERRIDE && same_users(pid))
-        return true;
-    return uid == owner && (mode & 0600) == 0600;
+    if (!users || !capabilities || sscanf(users, "%*u %*u %*u %u", &user) != 1)
+        return rights;
+    rights.known = true;
+    rights.user = user;
+    rights.all =
+        strtoull(capabilities, NULL, 16) & UINT64_C(1) << CAP_DAC_OVERRIDE && same_users(pid);
+    return rights;
+}
+
+bool
+vf_rights_suffice(const struct vf_rights *rights, uid_t owner, mode_t mode)
+{
+    return rights->known && (rights->all || (rights->user == owner && (mode & 0600) == 0600));
 }
 
 /* --- What its command line says --- */

@@ -25,10 +25,15 @@ struct vf_process vf_process_of(pid_t pid); /* {0, 0} if there is no such proces
 bool vf_process_alive(struct vf_process process);
 bool vf_process_gone(struct vf_process process);
 
-/* It can open a file of that owner and mode for reading and writing, whatever its groups are: the
- * file is its own, or permissions do not count for it (CAP_DAC_OVERRIDE). False if it cannot be
- * looked at. Source: proc(5), /proc/PID/status. */
-bool vf_process_may_write(pid_t pid, uid_t owner, mode_t mode);
+/* As whom a process opens files. Source: proc(5), /proc/PID/status. */
+struct vf_rights {
+    bool known; /* it can be looked at */
+    bool all;   /* owners and modes do not count for it: CAP_DAC_OVERRIDE */
+    uid_t user;
+};
+struct vf_rights vf_process_rights(pid_t pid);
+/* It can open a file of that owner and mode for reading and writing, whatever its groups are. */
+bool vf_rights_suffice(const struct vf_rights *rights, uid_t owner, mode_t mode);
 
 /* All qemu-system-* and qemu-kvm processes that can be looked at, as a JSON array of
  * {"pid", "name" (from -name, else absent), "qmp": [paths of QMP sockets that QEMU listens on,

@@ -228,18 +228,26 @@ test_identity(void)
     is_int(vf_process_of(pid).pid, 0, "nothing is there");
 }
 
+static bool
+may_write(pid_t pid, uid_t owner, mode_t mode)
+{
+    struct vf_rights rights = vf_process_rights(pid);
+
+    return vf_rights_suffice(&rights, owner, mode);
+}
+
 static void
-test_may_write(void)
+test_rights(void)
 {
     const uid_t us = geteuid(), nobody = 65534;
     pid_t pid = start_sleeper();
 
-    ok(vf_process_may_write(pid, us, 0600), "a file of its own");
-    ok(!vf_process_may_write(0, us, 0600), "no process");
+    ok(may_write(pid, us, 0600), "a file of its own");
+    ok(!may_write(0, us, 0600), "no process");
     if (us == 0)
-        ok(vf_process_may_write(pid, nobody, 0), "root may write everywhere");
+        ok(may_write(pid, nobody, 0), "root may write everywhere");
     end(pid);
-    ok(!vf_process_may_write(pid, us, 0600), "it is gone");
+    ok(!may_write(pid, us, 0600), "it is gone");
     if (us != 0) /* who cannot be another one */
         return;
     int ready[2];
@@ -254,9 +262,9 @@ test_may_write(void)
         _exit(1);
     }
     ok(read(ready[0], &byte, 1) == 1, "a process of another user");
-    ok(vf_process_may_write(pid, nobody, 0600), "its own");
-    ok(!vf_process_may_write(pid, nobody, 0466), "its own, but not for its owner to write");
-    ok(!vf_process_may_write(pid, us, 0666), "somebody else's");
+    ok(may_write(pid, nobody, 0600), "its own");
+    ok(!may_write(pid, nobody, 0466), "its own, but not for its owner to write");
+    ok(!may_write(pid, us, 0666), "somebody else's");
     end(pid);
     close(ready[0]);
     close(ready[1]);
@@ -384,7 +392,7 @@ main(void)
     test_lines();
     test_odd_lines();
     test_identity();
-    test_may_write();
+    test_rights();
     test_find();
     return done_testing();
 }
