@@ -35,7 +35,7 @@ VF_LDFLAGS := -Wl,-z,relro -Wl,-z,now
 VF_CFLAGS += $(VF_CFLAGS_EXTRA)
 # For appliances: small, or in one file that needs nothing else. Link-time optimisation finds what
 # nobody calls. What an appliance does without is left out: the points at which tests kill an operation,
-# and what shells ask to complete words.
+# what shells ask to complete words, and the words of assertions.
 SMALL_CFLAGS  := -flto=auto -flto-partition=one -fipa-pta -fno-plt -fno-gcse -fno-caller-saves \
                  -fno-tree-ch -fno-tree-loop-im -fno-tree-dominator-opts -fno-tree-fre \
                  -fno-move-loop-invariants -fno-forward-propagate -fno-shrink-wrap \
@@ -46,7 +46,7 @@ SMALL_LDFLAGS := $(SMALL_CFLAGS) -Wl,-s -Wl,-z,noseparate-code -Wl,--as-needed \
 
 ifneq ($(filter $(VARIANT),small static),)
 CFLAGS    ?= -Oz
-VF_CPPFLAGS += -DVMFROST_SMALL
+VF_CPPFLAGS += -DVMFROST_SMALL -Isrc/util/small
 else ifeq ($(VARIANT),cov)
 CFLAGS    ?= -O0 -g
 else

@@ -24,8 +24,9 @@
 #define CLUSTER_BITS_MOST 21
 #define REFCOUNT_ORDER 4                      /* 1 << 4 bits each */
 #define COPIED (UINT64_C(1) << 63)            /* flag of an entry: nobody else's */
+#define REFCOUNTS_MOST (UINT32_C(8) << 20)    /* bytes of the table */
 #define READY_TABLES_MOST (UINT64_C(4) << 20) /* those of 32 GiB in clusters of 64 KiB */
-#define READY_ROOM (UINT64_C(1) << 20)
+#define READY_ROOM (INT64_C(1) << 20)
 #define BACKING_MAX 1023
 #define BACKING_FORMAT_MAX 15
 #define L1_MAX (UINT32_C(32) << 20) /* bytes of the table */
@@ -44,8 +45,8 @@ enum feature {
 
 struct header {
     uint32_t version, cluster_bits, crypt, l1_entries, length;
-    uint64_t backing_offset, size, l1_offset, features;
-    uint32_t backing_length;
+    uint64_t backing_offset, size, l1_offset, refcounts_offset, features;
+    uint32_t backing_length, refcount_order;
 };
 
 struct reader {
@@ -115,12 +116,15 @@ read_header(const struct reader *reader, struct header *header)
     header->crypt = get32(raw + 32);
     header->l1_entries = get32(raw + 36);
     header->l1_offset = get64(raw + 40);
+    header->refcounts_offset = get64(raw + 48);
+    header->refcount_order = REFCOUNT_ORDER;
     header->length = V2_LENGTH;
     header->features = 0;
     if (header->version == 3) {
         if (!read_at(reader, 0, raw, V3_LENGTH))
             return false;
         header->features = get64(raw + 72);
+        header->refcount_order = get32(raw + 96);
         header->length = get32(raw + 100);
         if (header->length < V3_LENGTH)
             return bad(reader, "its header is too short");
@@ -305,6 +309,33 @@ vf_qcow2_release(struct vf_qcow2 *image)
     memset(image, 0, sizeof *image);
 }
 
+/* The first block of refcounts tells: behind what it counts nothing was written ahead. */
+int64_t
+vf_qcow2_unused(const char *path)
+{
+    VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    struct vmfrost_error ignored = {.code = VMFROST_OK};
+    const struct reader reader = {fd, path, &ignored};
+    struct header header = {0};
+    unsigned char raw[8];
+    struct stat about;
+
+    if (fd < 0 || fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) ||
+        !read_header(&reader, &header) || header.refcount_order != REFCOUNT_ORDER ||
+        !read_at(&reader, header.refcounts_offset, raw, sizeof raw))
+        return 0;
+    uint64_t cluster = UINT64_C(1) << header.cluster_bits, length = cluster;
+    VF_AUTO_FREE unsigned char *counts = vf_alloc(cluster);
+
+    if (!read_at(&reader, get64(raw), counts, cluster) || counts[cluster - 1])
+        return 0;
+    while (length > 0 && !counts[length - 1])
+        length--;
+    int64_t unused = about.st_size - (int64_t)((length + 1) / 2 * cluster);
+
+    return unused < 0 ? 0 : unused < READY_ROOM ? unused : READY_ROOM;
+}
+
 /* Writing. */
 
 static void
@@ -435,5 +466,6 @@ vf_qcow2_write_empty(int fd, const struct vf_qcow2_empty *image)
            write_at(fd, cluster * REFCOUNT_TABLE_AT, block_at, sizeof block_at) &&
            write_at(fd, cluster * REFCOUNT_BLOCK_AT, counts, counts_length) &&
            (!with_l2 || write_l1(fd, image, (size_t)l1_entries, first_l2)) &&
-           (!image->ready || write_zeros(fd, first_l2 * cluster, clusters * cluster + READY_ROOM));
+           (!image->ready ||
+            write_zeros(fd, first_l2 * cluster, clusters * cluster + (uint64_t)READY_ROOM));
 }

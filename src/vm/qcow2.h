@@ -24,6 +24,10 @@ struct vf_qcow2 {
 /* So much of L2 tables is looked through: those of 4 TiB in clusters of 64 KiB. */
 #define VF_QCOW2_TABLES_MOST (INT64_C(1) << 30)
 
+/* Bytes at the file's end that were written ahead (see below), and that no cluster uses yet; 0 if
+ * that cannot be seen. Of an image that QEMU writes to, as of its last flush. */
+int64_t vf_qcow2_unused(const char *path);
+
 /* Works while QEMU has the image open (takes no lock). */
 bool vf_qcow2_read(const char *path, struct vf_qcow2 *image, struct vmfrost_error *error);
 void vf_qcow2_release(struct vf_qcow2 *image);

@@ -271,6 +271,9 @@ read_image(struct vf_image *image)
         complain(image, VF_TROUBLE_UNREADABLE, vf_strdup(error.text));
         return;
     }
+    int64_t unused = vf_qcow2_unused(real);
+
+    image->allocated -= image->allocated < unused ? image->allocated : unused;
     image->size = header.size;
     image->backing = VF_STEAL(header.backing);
     image->backing_format = VF_STEAL(header.backing_format);

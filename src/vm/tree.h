@@ -43,7 +43,7 @@ struct vf_image {
     char *backing_format; /* NULL: not written */
     char *backing_path;  /* resolved to an absolute path, where it is a file name; NULL otherwise */
     int64_t size;        /* virtual; 0: not known */
-    int64_t allocated;   /* bytes that it takes up; 0 for what is no file */
+    int64_t allocated;   /* bytes, without unused room at its end; 0 for what is no file */
     int64_t modified_ns; /* mtime; 0 for what is no file */
     char *snapshot;      /* of which snapshot it is the sealed image; NULL: none of ours */
     bool current;        /* what the launcher opens. With a snapshot's name, too: a deletion has

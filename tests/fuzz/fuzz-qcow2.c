@@ -17,6 +17,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     VF_AUTO_FREE char *path = vf_printf("%s/image.qcow2", place);
 
     put(path, data, size);
+    int64_t unused = vf_qcow2_unused(path);
+
+    MUST(unused >= 0 && (size_t)unused <= size);
     bool good = vf_qcow2_read(path, &image, &error);
 
     check_error(good, &error);

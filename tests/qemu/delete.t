@@ -121,9 +121,10 @@ class World:
 
     def sizes(self, name):
         """{(disk, child): which way is the cheaper one} of a snapshot's images."""
-        def blocks(disk, which):
-            return self.file(disk, which).stat().st_blocks
-        return {(disk, child): DOWN if blocks(disk, child) <= blocks(disk, name) else UP
+        def clusters(disk, which):
+            done = run("qemu-img", "check", "-U", "--output=json", self.file(disk, which))
+            return json.loads(done.stdout).get("allocated-clusters", 0)
+        return {(disk, child): DOWN if clusters(disk, child) <= clusters(disk, name) else UP
                 for disk in self.disks for child in self.above(name)}
 
     def inodes(self):

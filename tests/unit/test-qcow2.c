@@ -321,6 +321,22 @@ test_empty(void)
                                     .cluster_size = 64 * KIB};
     check_empty(&image);
 
+    VF_AUTO_FREE char *path = path_of("empty.qcow2");
+
+    image.size = 1 << 30;
+    write_empty("empty.qcow2", &image);
+    is_int(vf_qcow2_unused(path), 0, "not ready: no room");
+    image.ready = true;
+    write_empty("empty.qcow2", &image);
+    is_int(vf_qcow2_unused(path), 1 << 20, "ready: all of its room is unused");
+    RUN("qemu-io", "-c", "write 700M 192k", "empty.qcow2");
+    is_int(vf_qcow2_unused(path), (1 << 20) - 192 * KIB, "three clusters less");
+    RUN("qemu-io", "-c", "write 100M 2M", "empty.qcow2");
+    is_int(vf_qcow2_unused(path), 0, "it has grown");
+    is_int(vf_qcow2_unused(folder), 0, "a folder has none");
+
+    image.ready = false;
+    image.size = INT64_C(64) << 40;
     image.cluster_size = 4 * KIB;
     ok(!write_empty("wide.qcow2", &image) && errno == EFBIG, "an L1 table larger than QEMU's");
     image.size = INT64_C(4) << 40;
