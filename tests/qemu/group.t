@@ -124,7 +124,15 @@ class Hosts:
                     raise LabError(f"delete {vm}@s: {done}")
 
     def recover(self):
-        done = lab.vmfrost("recover", "--all", "--json", state_dir=STATE)
+        done = None
+
+        def is_done():
+            nonlocal done
+            done = lab.vmfrost("recover", "--all", "--json", state_dir=STATE)
+            # A child that was being made when its parent was killed lets go of the lock as soon as it runs.
+            return "is gone. Try again" not in done.out
+
+        wait_until(is_done, what="the lock of one that was killed")
         if done.code != 0:
             raise LabError(f"recover: {done}")
 

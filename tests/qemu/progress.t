@@ -23,6 +23,7 @@ from bare import (CLUSTER, MIB, LabError, Qemu, Tap, drive, finish, lab, make_im
                   wait_until)
 
 FULL = 64 * MIB // CLUSTER
+LESS = FULL - 2 * MIB // CLUSTER  # so that there is no doubt which way is the shorter one
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def rises(tap, told, what, at_least=4):
 
 
 def told_in_json(tap):
-    with machine((FULL, FULL)) as vm:
+    with machine((FULL, LESS)) as vm:
         command = vm.start_vmfrost("delete", "@s0")
         began = time.monotonic()
         out = finish(command)
@@ -74,7 +75,7 @@ def told_in_json(tap):
 
 def several_disks(tap):
     """The percents are of the whole step, each disk with its weight."""
-    with machine((FULL, FULL), ("web", "data"), (0.5, 1)) as vm:
+    with machine((FULL, LESS), ("web", "data"), (0.5, 1)) as vm:
         command = vm.start_vmfrost("delete", "@s0")
         out = finish(command)
         told, _ = percents(command, "merge")
@@ -103,7 +104,7 @@ def both(vm):
 
 
 def stopped_in_the_middle(tap):
-    with machine((FULL, FULL)) as vm:
+    with machine((FULL, LESS)) as vm:
         command = vm.start_vmfrost("delete", "@s0")
         wait_until(lambda: '"progress"' in command.output()[0], what="progress", interval=0.05)
         command.signal(signal.SIGINT)
@@ -250,13 +251,13 @@ def screen(text):
 
 
 def on_terminal(tap):
-    with machine((FULL, FULL, FULL), speed="16M") as vm:
+    with machine((FULL, FULL, LESS), speed="16M") as vm:
         terminal = Terminal(vm, "delete", "s1")
         code, text = terminal.end()
         bars = [part for part in drawn(text) if "━" in part or "─" in part]
         tap.is_(code, 0, "a deletion on a terminal")
-        tap.ok(len(bars) >= 4 and all(re.match(r"  … Merging +━*─* +\d+ %", bar) for bar in bars),
-               f"a bar is drawn: {bars[-1:]}")
+        tap.ok(len(bars) >= 2 and all(re.match(r"  … Merging +━*─* +\d+ %", bar) for bar in bars),
+               f"a bar is drawn, more than once: {bars}")
         tap.ok(all(len(part) < 80 for part in drawn(text)), "no line wraps")
         tap.ok(any(re.search(r"%, \d+ s left$", bar) for bar in bars), "with the time that is left")
         tap.ok(not any("━" in line or "…" in line for line in screen(text)),
