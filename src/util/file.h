@@ -49,4 +49,8 @@ char *vf_folder_of(const char *path);
 /* "c" of "/a/b/c": points into `path`. */
 const char *vf_name_of(const char *path);
 
+/* Nothing of the file waits in the kernel's cache to be written; false where that cannot be asked
+ * for. Source: cachestat(2), Linux 6.5. */
+bool vf_file_is_clean(const char *path);
+
 #endif

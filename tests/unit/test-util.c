@@ -495,6 +495,19 @@ test_free_bytes(void)
     is_int(vf_free_bytes("/proc", true), INT64_MAX, "what sets no limit");
 }
 
+static void
+test_clean(void)
+{
+    VF_AUTO_FREE char *path = vf_printf("%s/dirty", folder);
+    VF_AUTO_FD int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    ok(!vf_file_is_clean("/nowhere"), "what is not there is not known to be clean");
+    ok(write(fd, "x", 1) == 1 && !vf_file_is_clean(path), "written, and not yet on the disk");
+    /* Not in every kernel, nor on every file system. */
+    diag("after fsync: %s",
+         fsync(fd) == 0 && vf_file_is_clean(path) ? "clean" : "that cannot be told here");
+}
+
 int
 main(void)
 {
@@ -512,6 +525,7 @@ main(void)
     test_json();
     test_readable();
     test_files();
+    test_clean();
     test_errors();
     test_log();
     test_free_bytes();
