@@ -241,10 +241,9 @@ vf_file_is_clean(const char *path)
 {
     VF_AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     const uint64_t all[2] = {0, 0}; /* from here to the end */
-    struct {
-        uint64_t cached, dirty, in_writeback, evicted, recently_evicted;
-    } found;
+    enum { DIRTY = 1, IN_WRITEBACK = 2, COUNT = 5 };
+    uint64_t pages[COUNT];
 
-    return fd >= 0 && syscall(CACHESTAT, fd, all, &found, 0) == 0 && found.dirty == 0 &&
-           found.in_writeback == 0;
+    return fd >= 0 && syscall(CACHESTAT, fd, all, pages, 0) == 0 && pages[DIRTY] == 0 &&
+           pages[IN_WRITEBACK] == 0;
 }
