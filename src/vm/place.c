@@ -26,6 +26,7 @@
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
+#include "vm/process.h"
 #include "vm/qcow2.h"
 
 #define ID_LENGTH 16
@@ -199,9 +200,7 @@ vf_sees_otherwise(pid_t pid)
     if (stat("/", &ours) < 0 || stat(path, &theirs) < 0 ||
         !vf_inode_equal(inode_in(&ours), inode_in(&theirs)))
         return true;
-    snprintf(path, sizeof path, "/proc/%d/ns/mnt", (int)pid);
-    return stat("/proc/self/ns/mnt", &ours) < 0 || stat(path, &theirs) < 0 ||
-           !vf_inode_equal(inode_in(&ours), inode_in(&theirs));
+    return !vf_process_shares(pid, "mnt");
 }
 
 void

@@ -153,14 +153,15 @@ behind(const char *text, const char *word)
     return at ? at + strlen(word) : NULL;
 }
 
-static bool
-same_users(pid_t pid)
+bool
+vf_process_shares(pid_t pid, const char *kind)
 {
-    char path[64];
+    char our_path[64], their_path[64];
     struct stat ours, theirs;
 
-    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
-    return stat("/proc/self/ns/user", &ours) == 0 && stat(path, &theirs) == 0 &&
+    snprintf(our_path, sizeof our_path, "/proc/self/ns/%s", kind);
+    snprintf(their_path, sizeof their_path, "/proc/%d/ns/%s", (int)pid, kind);
+    return stat(our_path, &ours) == 0 && stat(their_path, &theirs) == 0 &&
            ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
 }
 
@@ -180,8 +181,8 @@ vf_process_rights(pid_t pid)
         return rights;
     rights.known = true;
     rights.user = user;
-    rights.all =
-        strtoull(capabilities, NULL, 16) & UINT64_C(1) << CAP_DAC_OVERRIDE && same_users(pid);
+    rights.all = strtoull(capabilities, NULL, 16) & UINT64_C(1) << CAP_DAC_OVERRIDE &&
+                 vf_process_shares(pid, "user");
     return rights;
 }
 

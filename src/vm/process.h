@@ -25,6 +25,10 @@ struct vf_process vf_process_of(pid_t pid); /* {0, 0} if there is no such proces
 bool vf_process_alive(struct vf_process process);
 bool vf_process_gone(struct vf_process process);
 
+/* Whether it lives in our namespace of that kind ("mnt", "user"); false also if that cannot be
+ * seen. */
+bool vf_process_shares(pid_t pid, const char *kind);
+
 /* As whom a process opens files. Source: proc(5), /proc/PID/status. */
 struct vf_rights {
     bool known; /* it can be looked at */

@@ -24,7 +24,6 @@
 #define CLUSTER_BITS_MOST 21
 #define REFCOUNT_ORDER 4                      /* 1 << 4 bits each */
 #define COPIED (UINT64_C(1) << 63)            /* flag of an entry: nobody else's */
-#define REFCOUNTS_MOST (UINT32_C(8) << 20)    /* bytes of the table */
 #define READY_TABLES_MOST (UINT64_C(4) << 20) /* those of 32 GiB in clusters of 64 KiB */
 #define READY_ROOM (INT64_C(1) << 20)
 #define BACKING_MAX 1023

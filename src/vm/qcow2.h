@@ -16,9 +16,11 @@ struct vf_qcow2 {
     char *backing;        /* NULL: none */
     char *backing_format; /* NULL: not written */
     bool encrypted, dirty, corrupt, external_data;
-    bool has_data; /* at least one cluster of the guest's is allocated: some L1 entry is set; with
-                      extended L2 entries, which alone can be preallocated above a backing file,
-                      some subcluster is. True also where looking would take too long: see below */
+    bool
+        has_data; /* at least one cluster of the guest's is allocated: some L2 entry is set, or with
+                     extended ones, which can be preallocated, some subcluster is. Of an image that
+                     QEMU has open, as of its last flush: what is not flushed is nowhere else either
+                     when QEMU has gone. True also where looking would take too long: see below */
 };
 
 /* So much of L2 tables is looked through: those of 4 TiB in clusters of 64 KiB. */

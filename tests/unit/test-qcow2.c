@@ -261,14 +261,14 @@ test_files(void)
     has_str(error.text, "does not begin like one", "a raw image");
 }
 
+/* Closing a file that could be written changes no errno. */
 static bool
 write_empty(const char *name, const struct vf_qcow2_empty *image)
 {
     VF_AUTO_FREE char *path = path_of(name);
     VF_AUTO_FD int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
-    return vf_qcow2_write_empty(
-        fd, image); /* close() of a file that could be written changes no errno */
+    return vf_qcow2_write_empty(fd, image);
 }
 
 /* QEMU finds nothing wrong with it, and can write everywhere to it. */
