@@ -286,7 +286,9 @@ class Qmp:
         self.lines = _Lines(self.sock)
         self.events = []
         end = time.monotonic() + timeout
-        self.greeting = json.loads(self.lines.line(end, "the greeting"))
+        self.greeting = {}
+        while "QMP" not in self.greeting:  # an event for a former client can come before it
+            self.greeting = json.loads(self.lines.line(end, "the greeting"))
         self.command("qmp_capabilities", {"enable": list(enable)}, timeout)
 
     def command(self, command, arguments=None, timeout=PATIENCE, out_of_band=False):

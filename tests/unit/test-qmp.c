@@ -384,7 +384,7 @@ test_open_fails(void)
 static void
 test_leftovers(void)
 {
-    meet("{\"return\": {}, \"id\": \"former\"}\r\n" GREETING);
+    meet("{\"event\": \"RESUME\"}\r\n{\"return\": {}, \"id\": \"former\"}\r\n" GREETING);
     hear("qmp_capabilities");
     peer_say(&peer, "{\"return\": {\"stale\": 1}, \"id\": \"0123456789abcdef-1\"}\r\n"
                     "{\"return\": {\"stale\": 2}}\r\n"
