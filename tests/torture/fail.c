@@ -25,6 +25,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -177,6 +178,8 @@ WRAP(write, ssize_t, write, (int fd, const void *data, size_t size), (fd, data, 
      const void *, size_t)
 WRAP(pwrite, ssize_t, pwrite, (int fd, const void *data, size_t size, off_t at),
      (fd, data, size, at), int, const void *, size_t, off_t)
+WRAP(pwrite, ssize_t, pwritev, (int fd, const struct iovec *parts, int count, off_t at),
+     (fd, parts, count, at), int, const struct iovec *, int, off_t)
 WRAP(read, ssize_t, read, (int fd, void *data, size_t size), (fd, data, size), int, void *, size_t)
 WRAP(fsync, int, fsync, (int fd), (fd), int)
 WRAP(fdatasync, int, fdatasync, (int fd), (fd), int)

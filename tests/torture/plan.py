@@ -254,13 +254,13 @@ def options(rng, op, off):
 
 CALLS = {  # of the C library's: how often they come in an operation, about, and how they fail
     "malloc": (12000, ["ENOMEM"]), "write": (240, ["ENOSPC", "EIO", "EDQUOT"]),
-    "pwrite": (1, ["ENOSPC"]), "read": (75, ["EIO"]), "fsync": (14, ["EIO", "ENOSPC"]),
+    "pwrite": (7, ["ENOSPC"]), "read": (75, ["EIO"]), "fsync": (14, ["EIO", "ENOSPC"]),
     "fdatasync": (4, ["EIO"]), "rename": (6, ["EIO", "EACCES", "ENOSPC"]),
     "link": (4, ["EIO", "EPERM", "EMLINK"]), "unlink": (6, ["EIO", "EACCES"]),
     "open": (60, ["EMFILE", "EIO", "EACCES", "ENFILE"]), "mkdir": (3, ["ENOSPC", "EACCES"]),
-    "ftruncate": (1, ["EIO"]), "fork": (1, ["EAGAIN"]), "connect": (2, ["ECONNREFUSED", "EAGAIN"]),
+    "ftruncate": (2, ["EIO"]), "fork": (1, ["EAGAIN"]), "connect": (2, ["ECONNREFUSED", "EAGAIN"]),
     "socket": (2, ["EMFILE"]), "socketpair": (1, ["EMFILE"]), "send": (58, ["EPIPE", "ENOBUFS"]),
-    "recv": (1, ["EIO"]), "fcntl": (7, ["EINVAL"]), "opendir": (16, ["EMFILE", "EACCES"]),
+    "recv": (1, ["EIO"]), "fcntl": (9, ["EINVAL"]), "opendir": (16, ["EMFILE", "EACCES"]),
 }
 
 
