@@ -188,7 +188,7 @@ vf_step_flush_host(struct vf_flow *flow)
 
         if (!cut->names.top && !cut->base.number)
             continue;
-        const char *path = cut->names.top ? cut->names.top : cut->names.sealed;
+        const char *path = vf_cut_path_before(cut);
 
         /* The guest's own flush has written most images already. */
         if (flow->evidence.flushed && vf_file_is_clean(path))

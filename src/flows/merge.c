@@ -129,6 +129,17 @@ vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut)
     return turn(flow, cut, cut->names.overlay, cut->overlay);
 }
 
+void
+vf_note_both_used(struct vf_flow *flow, const struct vf_cut *cut)
+{
+    vf_note(flow, VMFROST_FAILED,
+            "disk %s: QEMU was started again on %s before its name led to %s, which holds what the "
+            "guest wrote last before that",
+            cut->name, vf_cut_path_before(cut), cut->names.overlay);
+    vf_advise(flow, "both are kept: keep what you need, remove the other, then remove %s/journal",
+              flow->vm.folder);
+}
+
 /* QEMU's own name for a file leads to it, or QEMU will not open it by that name: what is open for
  * writing already (a file node of its own, made by -blockdev) is not opened again. */
 static bool
@@ -669,7 +680,7 @@ turn_back_stopped(struct vf_flow *flow)
 
         if (vf_overlay_has_data(cut) || (!locked && vf_is_open(flow, cut->overlay))) {
             vf_note(flow, VMFROST_FAILED, "disk %s: the VM was started meanwhile, with %s",
-                    cut->name, cut->names.top ? cut->names.top : cut->names.overlay);
+                    cut->name, vf_cut_path_after(cut));
             flow->engine.hopeless = true;
             vf_end(flow, VF_REFUSED);
             return;

@@ -94,13 +94,6 @@ header_is_right(struct vf_flow *flow, const struct vf_cut *cut)
     return right;
 }
 
-/* The image that the overlay takes the place of. */
-static const char *
-model_of(const struct vf_cut *cut)
-{
-    return cut->names.top ? cut->names.top : cut->names.sealed;
-}
-
 static int
 fd_of(const struct vf_flow *flow, const struct vf_cut *cut)
 {
@@ -112,11 +105,11 @@ warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct stat made, about;
 
-    if (stat(cut->names.overlay, &made) == 0 && stat(model_of(cut), &about) == 0)
+    if (stat(cut->names.overlay, &made) == 0 && stat(vf_cut_path_before(cut), &about) == 0)
         vf_warn(flow,
                 "disk %s: its new image %s belongs to user %u and group %u, and not to user %u and "
                 "group %u as the one before: whoever starts the VM has to be able to open it",
-                cut->name, cut->names.top ? cut->names.top : cut->names.overlay,
+                cut->name, vf_cut_path_after(cut),
                 (unsigned)made.st_uid, (unsigned)made.st_gid, (unsigned)about.st_uid,
                 (unsigned)about.st_gid);
 }
@@ -127,7 +120,7 @@ own_it(struct vf_flow *flow, const struct vf_cut *cut, struct vmfrost_error *err
 {
     bool same;
 
-    if (!vf_like(fd_of(flow, cut), model_of(cut), &same))
+    if (!vf_like(fd_of(flow, cut), vf_cut_path_before(cut), &same))
         return vf_fail(error, VMFROST_FAILED, "disk %s: cannot give %s the owner of its base: %s",
                        cut->name, cut->names.overlay, strerror(errno));
     if (!same)
@@ -409,7 +402,7 @@ can_write_images(const struct vf_flow *flow)
             return false;
         if (stopped)
             continue;
-        if (!cut->base.number || stat(model_of(cut), &about) < 0 ||
+        if (!cut->base.number || stat(vf_cut_path_before(cut), &about) < 0 ||
             (geteuid() != 0 && geteuid() != about.st_uid) ||
             !vf_rights_suffice(&rights, about.st_uid, about.st_mode))
             return false;

@@ -425,15 +425,7 @@ decide_offline(struct vf_flow *flow)
         struct vf_cut *cut = &flow->cuts[i];
 
         if (both_were_used(flow, cut)) {
-            vf_note(
-                flow, VMFROST_FAILED,
-                "disk %s: QEMU was started again on %s before its name led to %s, which holds what "
-                "the guest wrote last before that",
-                cut->name, cut->names.top ? cut->names.top : cut->names.sealed, cut->names.overlay);
-            vf_advise(flow,
-                      "both are kept: keep what you need, remove the other, then remove "
-                      "%s/journal",
-                      flow->vm.folder);
+            vf_note_both_used(flow, cut);
             vf_end(flow, VF_REFUSED);
             return;
         }

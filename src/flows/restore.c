@@ -142,7 +142,7 @@ not_there(struct vf_flow *flow, const struct choice *choice, const struct vf_cut
         return vf_note_error(flow, &error);
     }
     vf_note(flow, VMFROST_FAILED, "disk %s of the snapshot (%s) is not in the VM now", cut->name,
-            cut->names.top ? cut->names.top : cut->names.overlay);
+            vf_cut_path_after(cut));
     vf_advise(flow, "plug it in, or start the VM with it, and restore then");
     return false;
 }

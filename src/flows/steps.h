@@ -233,6 +233,9 @@ void vf_step_stop_merge(struct vf_flow *flow);
 /* Make the disk's visible name lead to its base or its overlay. */
 bool vf_turn_to_base(struct vf_flow *flow, const struct vf_cut *cut);
 bool vf_turn_to_overlay(struct vf_flow *flow, const struct vf_cut *cut);
+/* The guest wrote to the base again while its overlay holds what it wrote before: notes that nobody
+ * can join these. */
+void vf_note_both_used(struct vf_flow *flow, const struct vf_cut *cut);
 
 /* obstacle.c: what somebody else has at the VM's disks. */
 /* By this reply to query-status, the disks are another QEMU's: the step has ended for good. */

@@ -61,6 +61,19 @@ bool vf_cut_parse(struct vf_cut *cut, struct json_object *document);
  * they were if there is no regular file, or it cannot be read. */
 void vf_cut_refresh(struct vf_cut *cut);
 
+/* The path of the disk's newest image before the cut, and after it. */
+static inline const char *
+vf_cut_path_before(const struct vf_cut *cut)
+{
+    return cut->names.top ? cut->names.top : cut->names.sealed;
+}
+
+static inline const char *
+vf_cut_path_after(const struct vf_cut *cut)
+{
+    return cut->names.top ? cut->names.top : cut->names.overlay;
+}
+
 /* What stands in the overlay's header. */
 static inline const char *
 vf_cut_backing_format(const struct vf_cut *cut)
