@@ -109,9 +109,8 @@ warn_of_owner(struct vf_flow *flow, const struct vf_cut *cut)
         vf_warn(flow,
                 "disk %s: its new image %s belongs to user %u and group %u, and not to user %u and "
                 "group %u as the one before: whoever starts the VM has to be able to open it",
-                cut->name, vf_cut_path_after(cut),
-                (unsigned)made.st_uid, (unsigned)made.st_gid, (unsigned)about.st_uid,
-                (unsigned)about.st_gid);
+                cut->name, vf_cut_path_after(cut), (unsigned)made.st_uid, (unsigned)made.st_gid,
+                (unsigned)about.st_uid, (unsigned)about.st_gid);
 }
 
 /* What we have made is given to the VM's user. */
