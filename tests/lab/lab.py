@@ -665,6 +665,10 @@ class Vm:
         """Start a small write (and flush) every period_us on a disk."""
         self.sh(f"lab-probe start /mnt/{disk} {period_us}{'' if flush else ' write'}")
 
+    def stop_probe(self):
+        """End the probe."""
+        self.sh("lab-probe stop")
+
     def probe(self, reset=True):
         """The probe's Probe(writes, longest_us, mean_us) since the last reset."""
         out = self.sh("lab-probe report" + (" reset" if reset else "")).out

@@ -2,8 +2,8 @@
 import math
 from xml.sax.saxutils import escape
 
-LABEL, WIDTH, ROW, TOP = 250, 420, 20, 50
-COLORS = ("#2a6f97", "#e07a1f")
+LABEL, WIDTH, ROW, TOP = 280, 420, 20, 50
+COLORS = ("#2a6f97", "#7fb2d1", "#e07a1f")
 
 
 def bars(title, unit, series, rows):

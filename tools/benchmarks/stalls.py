@@ -4,8 +4,8 @@ import lab
 SETTLE_S = 0.3  # writes before and after, so that what came before is not counted
 DIRTY_MIB = 60
 SPEED = 20 << 20  # of the disk with the dirty pages, in bytes per second
-# The agent freezes what was mounted last first: the probe's file system waits for the slow one.
-DISKS = (("dirty", 160), ("probe", 64))
+# The agent freezes what was mounted last first: that file system waits until the others are frozen, too.
+DISKS = (("last", 160), ("first", 64))
 
 
 def disks():
@@ -13,11 +13,10 @@ def disks():
 
 
 def prepare(vm):
-    """So many dirty pages are kept in the guest's cache until somebody asks for them."""
+    """Dirty pages are kept in the guest's cache until somebody asks for them."""
     vm.sh("echo 70 > /proc/sys/vm/dirty_ratio; echo 60 > /proc/sys/vm/dirty_background_ratio; "
           "echo 60000 > /proc/sys/vm/dirty_expire_centisecs; "
           "echo 60000 > /proc/sys/vm/dirty_writeback_centisecs")
-    vm.start_probe("probe")
 
 
 def limit(vm, speed):
@@ -38,8 +37,8 @@ def stall(vm, method):
 
 
 def stall_dirty(vm, method):
-    """The same with dirty pages of a slow disk."""
-    vm.sh(f"dd if=/dev/zero of=/mnt/dirty/file bs=1M count={DIRTY_MIB} conv=notrunc 2>/dev/null",
+    """The same with dirty pages of a slow disk, which is frozen last."""
+    vm.sh(f"dd if=/dev/zero of=/mnt/last/file bs=1M count={DIRTY_MIB} conv=notrunc 2>/dev/null",
           timeout=30)
     limit(vm, SPEED)
     vm.sh(f"sleep {SETTLE_S}")
