@@ -135,6 +135,7 @@ abandon(void *owner, const struct vf_step *step)
     if (vf_now_us() >= flow->engine.attempt_due_us && !flow->engine.pausing) {
         vf_note(flow, VMFROST_UNREACHABLE, "%s: no answer within %.1f s", step->title,
                 (double)step->budget_ms / 1000);
+        flow->silent = step;
         if (flow->if_silent)
             vf_advise(flow, "%s", flow->if_silent);
     }

@@ -292,6 +292,7 @@ struct vf_flow {
     bool window_open;
     double percent;                  /* told last of the running step; negative: nothing */
     const struct vf_step *attempted; /* the step that was started last */
+    const struct vf_step *silent;    /* the step that had no answer in time last */
     bool attempted_clean;            /* ... when there was no error yet */
     const char *if_silent;           /* what to do if it gets no answer; NULL: nobody knows */
     bool started, stop_asked, concluded, lock_borrowed;

@@ -571,9 +571,14 @@ close_back(struct vf_flow *flow)
     for (size_t i = 0; i < flow->cut_count; i++)
         flow->cuts[i].elsewhere = false;
     flow->error = (struct vmfrost_error){.code = VMFROST_OK};
-    vf_fail(&flow->error, VMFROST_FAILED, "vmfrost was interrupted%s; the snapshot was rolled back",
+    vf_fail(&flow->error, VMFROST_FAILED,
+            "vmfrost was interrupted%s; the snapshot was rolled back%s",
             vf_group_fate(flow) == VF_FATE_UNDO ? " before all of the group had their snapshots"
-                                                : "");
+                                                : "",
+            flow->half_merged ? ", but not on all disks" : "");
+    if (flow->half_merged)
+        vf_hint(&flow->error, "`vmfrost delete %s@%s` finishes that", flow->vm.name,
+                flow->snapshot_name ? flow->snapshot_name : "");
     bool written = vf_record_write(flow, "Failed", false);
 
     flow->error = kept;

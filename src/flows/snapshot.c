@@ -252,7 +252,7 @@ static const struct vf_step steps[STEP_COUNT] = {
                     .title = "Finding out whether the disks were cut",
                     .start = vf_step_resolve,
                     .pays = VF_OWE_RESOLVE,
-                    .budget_ms = 30000,
+                    .budget_ms = 10000,
                     .patience_ms = 2 * MINUTE_MS,
                     .pause_ms = 1000},
     [UNDO_CUT] = {.name = "undo-cut",

@@ -294,12 +294,15 @@ class Site:
         for record in self.records():
             if record["phase"] == "InProgress":
                 yield f"the record {record['name']} is in progress"
-            if record.get("cuts"):
+            cuts = record.get("cuts", [])
+            if record.get("readyToUse"):
                 images |= {os.path.basename(volume["image"])
                            for volume in record["snapshotVolumes"]["included"]}
-            if not record.get("readyToUse"):
-                # A deletion that was interrupted in the middle, and is to be repeated.
-                unfinished |= {os.path.basename(cut["overlay"]) for cut in record.get("cuts", [])}
+            else:
+                # A deletion, or an undo, that was interrupted in the middle and is to be repeated:
+                # some of its disks may be merged already.
+                unfinished |= {os.path.basename(cut[name]) for cut in cuts
+                               for name in ("overlay", "sealed")}
         listing = self.listing()
         yield from (f"{name} is missing" for name in images - set(listing))
         opened = opened_by(self.vm.pid) if self.vm.alive() else {}

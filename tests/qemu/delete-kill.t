@@ -234,6 +234,9 @@ def half_undone(t):
         vm.kill()
         recover(vm, wrong, "first")
         wrong += left_over(vm, ["web.qcow2", "data.qcow2", "data@one.qcow2"])
+        said = vm.vmfrost("show", "@one").result["error"]
+        if "not on all disks" not in said["message"] or "delete" not in said["next"]:
+            wrong.append(f"the record says {said}")
         for disk in ("web", "data"):
             if vm.read(f"{disk}.qcow2", 2) != [0, 2]:
                 wrong.append(f"{disk}: {vm.read(f'{disk}.qcow2', 2)}")

@@ -79,6 +79,7 @@ class Proxy(threading.Thread):
         self.links = [Link(name, *paths) for name, paths in links.items()]
         self.selector = selectors.DefaultSelector()
         self.pairs = []
+        self.waiting = []  # (link, client): there was no room at QEMU's socket
         self.orders = queue.SimpleQueue()
         self.events = queue.SimpleQueue()  # for whoever runs the campaign: (fault, let go)
         self.wake_read, self.wake_write = os.pipe()
@@ -176,6 +177,9 @@ class Proxy(threading.Thread):
                 self.selector.unregister(link.listener)
                 link.listener.close()
                 link.listener = None
+        for _, client in self.waiting:
+            client.close()
+        self.waiting.clear()
         for pair in list(self.pairs):
             self._close(pair)
 
@@ -184,9 +188,19 @@ class Proxy(threading.Thread):
             client, _ = link.listener.accept()
         except OSError:
             return
+        self._join(link, client)
+
+    def _join(self, link, client):
+        """A connection of its own to QEMU's socket. Where too many wait already, it is tried again: our
+        thread must not wait, for it is that one which closes them."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.setblocking(False)
         try:
             server.connect(link.back)
+        except BlockingIOError:
+            server.close()
+            self.waiting.append((link, client))
+            return
         except OSError:
             client.close()
             server.close()
@@ -321,7 +335,10 @@ class Proxy(threading.Thread):
     def _pump(self):
         """Sends what is due. When is the next?"""
         now = time.monotonic()
-        following = None
+        waiting, self.waiting = self.waiting, []
+        for link, client in waiting:
+            self._join(link, client)
+        following = 0.02 if self.waiting else None
         for pair in list(self.pairs):
             for stream in pair.streams():
                 while stream.out and stream.out[0][0] <= now:
