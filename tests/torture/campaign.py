@@ -572,6 +572,8 @@ class Campaign:
         wanted = {"snapshot": 0, "group": 0, "freeze": 0, "prune": 2}.get(about["op"], rng.choice([1, 2]))
         for number in range(wanted - len(records)):
             self.must("snapshot", f"{world.name}@p{about['run']}-{number}", "--quiesce", "skip")
+        if about.get("off"):  # the disks of one that is off are known from when it was on
+            self.must("status", world.name)
         records = world.names()
         for problem in world.sealed_problems(records, list(records)):
             raise LabError(f"before the run: {problem}")
