@@ -209,13 +209,14 @@ resolve_without_qemu(struct vf_flow *flow)
 void
 vf_step_resolve(struct vf_flow *flow)
 {
+    if ((flow->engine.conditions & VF_IF_STOPPED) ||
+        (flow->qemu.pid && vf_process_gone(flow->qemu))) {
+        resolve_without_qemu(flow);
+        return;
+    }
     /* It may hang; or it waits for the end of a message that was spoilt on its way, and takes all
      * that we say for that. */
     if (flow->silent == flow->attempted)
         vf_qmp_close(flow->qmp);
-    if ((flow->engine.conditions & VF_IF_STOPPED) ||
-        (flow->qemu.pid && vf_process_gone(flow->qemu)))
-        resolve_without_qemu(flow);
-    else
-        vf_with_qemu(flow, look_and_resolve);
+    vf_with_qemu(flow, look_and_resolve);
 }

@@ -661,9 +661,9 @@ class Vm:
         return [int(line) for line in
                 self.sh("lab-writer read " + _mounts(disks), timeout=60).out.split()]
 
-    def start_probe(self, disk, period_us=2000, flush=True):
-        """Start a small write (and flush) every period_us on a disk."""
-        self.sh(f"lab-probe start /mnt/{disk} {period_us}{'' if flush else ' write'}")
+    def start_probe(self, disk, period_us=2000):
+        """Start a small write and flush every period_us on a disk."""
+        self.sh(f"lab-probe start /mnt/{disk} {period_us}")
 
     def stop_probe(self):
         """End the probe."""

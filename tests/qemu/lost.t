@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""A request of a deletion's, or QEMU's answer to it, is lost on the way, and the connection lives on:
-nobody waits for it for ever. The deletion ends, or says what to do; the guest goes on, and nothing is
-lost.
+"""A request, or QEMU's answer to it, is lost or spoilt on the way, and the connection lives on: nobody
+waits for it for ever. The operation ends, or says what to do; the guest goes on, and nothing is lost.
 
     tests/qemu/lost.t [COMMAND]
 """
@@ -137,8 +136,27 @@ def cut_off_restore(t):
     vm.__exit__()
 
 
+def spoilt(t):
+    """QEMU waits for the end of a message that has none, and takes all that is said to it for that: whether
+    the disks were cut is asked on another connection."""
+    vm = Vm(drive("web")).start()
+    vm.write("web", 1, 0)
+    vm.proxy.arm([{"number": 1, "do": "link", "how": "inject", "text": "{",
+                   "when": {"link": "qmp", "dir": "req", "label": "transaction", "nth": 2}}])
+    began = time.monotonic()
+    out = finish(vm.start_vmfrost("snapshot", "@one", "--deadline", "1s"))
+    took = time.monotonic() - began
+    vm.proxy.arm([])
+    record = vm.vmfrost("show", "@one").result
+    t.is_((out.code, took < 25, vm.names(), vm.journal(), idle(vm), record["phase"], vm.sees("web", 1)),
+          (4, True, ["web.qcow2"], [], [], "Failed", [1]),
+          f"the cut is spoilt: exit {out.code} after {took:.1f} s: {out.error[-120:]}")
+    vm.__exit__()
+
+
 def main():
     with Tap() as t:
+        spoilt(t)
         cut_off_restore(t)
         for how in ("half", "close-before"):
             cut_off(t, how)

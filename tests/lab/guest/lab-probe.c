@@ -1,8 +1,8 @@
 /*
  * lab-probe: how long do writes of the guest wait?
  *
- *     lab-probe start FOLDER [PERIOD-US [write]]   every 2 ms a write and fdatasync, or only a write
- *     lab-probe report [reset]                     WRITES LONGEST-US MEAN-US
+ *     lab-probe start FOLDER [PERIOD-US]   every 2 ms a write and fdatasync
+ *     lab-probe report [reset]             WRITES LONGEST-US MEAN-US
  *     lab-probe stop
  *
  * A write that is still waiting counts with what it has waited so far. The
@@ -20,13 +20,13 @@ struct state {
 };
 
 static void
-work(struct state *state, int fd, uint64_t period, int flush)
+work(struct state *state, int fd, uint64_t period)
 {
     char block[512] = "lab-probe";
     for (;;) {
         uint64_t began = nanoseconds(CLOCK_MONOTONIC);
         state->began = began;
-        if (pwrite(fd, block, sizeof block, 0) != sizeof block || (flush && fdatasync(fd))) {
+        if (pwrite(fd, block, sizeof block, 0) != sizeof block || fdatasync(fd)) {
             state->error = errno;
             return;
         }
@@ -41,7 +41,7 @@ work(struct state *state, int fd, uint64_t period, int flush)
 }
 
 static int
-start(const char *folder, uint64_t period, int flush)
+start(const char *folder, uint64_t period)
 {
     char path[4096];
     snprintf(path, sizeof path, "%s/lab-probe", folder);
@@ -54,7 +54,7 @@ start(const char *folder, uint64_t period, int flush)
         die("fork: %s", strerror(errno));
     if (pid == 0) {
         detach();
-        work(state, fd, period, flush);
+        work(state, fd, period);
         _exit(1);
     }
     state->pid = pid;
@@ -82,12 +82,11 @@ int
 main(int argc, char **argv)
 {
     if (argc >= 3 && !strcmp(argv[1], "start"))
-        return start(argv[2], argc > 3 ? strtoull(argv[3], NULL, 10) : 2000,
-                     argc <= 4 || strcmp(argv[4], "write"));
+        return start(argv[2], argc > 3 ? strtoull(argv[3], NULL, 10) : 2000);
     if (argc == 2 && !strcmp(argv[1], "stop"))
         return kill(((struct state *)share(STATE, sizeof(struct state), 0))->pid, SIGKILL) != 0;
     if (argc >= 2 && !strcmp(argv[1], "report"))
         return report(share(STATE, sizeof(struct state), 0),
                       argc == 3 && !strcmp(argv[2], "reset"));
-    die("usage: lab-probe start FOLDER [PERIOD-US [write]] | report [reset] | stop");
+    die("usage: lab-probe start FOLDER [PERIOD-US] | report [reset] | stop");
 }
