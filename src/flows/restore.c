@@ -567,6 +567,7 @@ static bool
 throw_away(struct vf_flow *flow, const struct vf_cut *cut)
 {
     struct vmfrost_error error = {.code = VMFROST_OK};
+    struct vf_opened opened = {.read_only = false};
     VF_AUTO_FREE char *aside = vf_printf("%s.old", cut->names.overlay);
 
     if (cut->naming == VF_NAMING_NEW_FILE || strcmp(cut->names.sealed, aside) != 0) {
@@ -574,8 +575,14 @@ throw_away(struct vf_flow *flow, const struct vf_cut *cut)
                 cut->names.sealed);
         return true;
     }
-    /* With a QEMU that ended in the middle, the names by which that one knew the image. */
-    if (vf_process_gone(flow->qemu) && !vf_links_drop(flow, &cut->base, 1))
+    /* The names by which QEMU knew the image go now, or never: they will be the only ones. What
+     * cannot be seen just now is looked at once more, on the way back. */
+    if (!vf_process_gone(flow->qemu) && !vf_process_opened(flow->qemu.pid, cut->base, &opened)) {
+        vf_note(flow, VMFROST_FAILED, "disk %s: what QEMU (pid %d) has open cannot be seen",
+                cut->name, (int)flow->qemu.pid);
+        return false;
+    }
+    if (!opened.read_only && !opened.read_write && !vf_links_drop(flow, &cut->base, 1))
         return false;
     if (!vf_unlink(cut->names.sealed, cut->base, &flow->log, &error)) {
         vf_prefix(&error, "disk %s", cut->name);

@@ -24,7 +24,7 @@ CALLS = {"fsync": ("fsync,fdatasync", "EIO"), "rename": ("rename,renameat,rename
          "descriptor": ("socketpair,pipe2,memfd_create", "EMFILE"), "open": ("openat", "EMFILE")}
 MOST = 100  # calls of one kind in one operation; a count that never ends would be a fault of this test
 WRAPPER = """#!/bin/sh
-exec strace -qq -o '{log}' -e 'trace={calls}' -e 'signal=none' \\
+exec strace -qq -o '{log}' {only} -e 'trace={calls}' -e 'signal=none' \\
     -e 'inject={calls}:error={error}:when={number}' '{program}' "$@"
 """
 
@@ -32,14 +32,16 @@ exec strace -qq -o '{log}' -e 'trace={calls}' -e 'signal=none' \\
 class Faulty:
     """$VMFROST for a while; afterwards `hit` says whether the call was made at all."""
 
-    def __init__(self, vm, kind, number):
+    def __init__(self, vm, kind, number, path=None):
+        """The call of that number; of those that are about `path`, if there is one."""
         self.program = lab.vmfrost_program()
         self.before = os.environ.get("VMFROST")
         self.log = vm.folder / "strace.log"
         self.wrapper = vm.folder / "faulty"
         calls, error = CALLS[kind]
         self.wrapper.write_text(WRAPPER.format(log=self.log, calls=calls, error=error,
-                                               number=number, program=self.program))
+                                               number=number, program=self.program,
+                                               only=f"-P '{path}'" if path else ""))
         self.wrapper.chmod(0o755)
         self.hit = False
 
@@ -151,6 +153,32 @@ def faults(t, verb, words, names, wanted):
               f"({told} were errors)")
 
 
+def unseen(t):
+    """What QEMU has open cannot be looked at for once, in a restore that throws away what the disks ran on:
+    when QEMU is gone, so is that."""
+    wrong, hits = [], 0
+    with Qemu(drive("web") + blockdev("data"), IMAGES) as vm:
+        prepared(vm, ["one"])
+        for number in range(1, MOST):
+            vm.vmfrost("restore", "@one", "--reset", "--discard")  # QEMU knows that by hidden names
+            for disk in DISKS:
+                vm.write(disk, 2, 1)
+            with Faulty(vm, "open", number, f"/proc/{vm.pid}/fd") as faulty:
+                out = vm.vmfrost("restore", "@one", "--reset", "--discard")
+            hits += faulty.hit
+            here = []
+            holds(vm, "at once", here, [1, 0], *[[1, 2]] * bool(out.code))
+            vm.kill()
+            again = vm.vmfrost("recover")
+            if again.code or vm.names() != sorted(IMAGES + [f"{disk}@one.qcow2" for disk in DISKS]):
+                here.append(f"QEMU is gone: {again.code} {again.error} {vm.names()}")
+            wrong += [f"{number}: {what} (exit {out.code}: {out.error})" for what in here]
+            vm.start()
+            if not faulty.hit:
+                break
+    t.is_((wrong, hits > 2), ([], True), f"what QEMU has open cannot be looked at, {hits} times")
+
+
 def main():
     with Tap() as t:
         if not shutil.which("strace"):
@@ -159,6 +187,8 @@ def main():
         for operation in OPERATIONS:
             if os.environ.get("ONLY", operation[0]) == operation[0]:
                 faults(t, *operation)
+        if os.environ.get("ONLY", "unseen") == "unseen":
+            unseen(t)
 
 
 main()
