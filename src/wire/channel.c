@@ -18,10 +18,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <ev.h>
-#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -506,11 +506,11 @@ vf_channel_open(struct vf_channel *channel, const char *path)
 void
 vf_channel_attach(struct vf_channel *channel, int fd, pid_t peer_pid)
 {
-    int flags = fcntl(fd, F_GETFL);
+    int on = 1;
 
-    assert(channel->state == CHANNEL_CLOSED && flags >= 0);
-    fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    assert(channel->state == CHANNEL_CLOSED);
+    ioctl(fd, FIONBIO, &on);
+    ioctl(fd, FIOCLEX);
     channel->fd = fd;
     channel->peer_pid = peer_pid;
     channel->frame = (struct vf_frame){0};

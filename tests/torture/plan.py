@@ -260,7 +260,7 @@ CALLS = {  # of the C library's: how often they come in an operation, about, and
     "open": (60, ["EMFILE", "EIO", "EACCES", "ENFILE"]), "mkdir": (3, ["ENOSPC", "EACCES"]),
     "ftruncate": (2, ["EIO"]), "fork": (1, ["EAGAIN"]), "connect": (2, ["ECONNREFUSED", "EAGAIN"]),
     "socket": (2, ["EMFILE"]), "socketpair": (1, ["EMFILE"]), "send": (58, ["EPIPE", "ENOBUFS"]),
-    "recv": (1, ["EIO"]), "fcntl": (9, ["EINVAL"]), "opendir": (16, ["EMFILE", "EACCES"]),
+    "recv": (1, ["EIO"]), "fcntl": (9, ["EINVAL"]), "opendir": (16, ["EMFILE", "EIO"]),
 }
 
 
