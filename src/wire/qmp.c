@@ -487,9 +487,9 @@ qmp_on_greeting(struct vf_qmp *qmp, struct json_object *message)
 
     /* The monitor stays in its former client's mode until its thread has noticed the new one: that
      * one's last command may end in this very moment, or something happen. */
-    if (!about && (json_object_object_get_ex(message, "return", NULL) ||
-                   json_object_object_get_ex(message, "error", NULL) ||
-                   vf_json_string(message, "event"))) {
+    if (!about &&
+        (json_object_object_get_ex(message, "return", NULL) ||
+         json_object_object_get_ex(message, "error", NULL) || vf_json_string(message, "event"))) {
         qmp_dropped(qmp, "what was meant for a former client, before the greeting");
         return;
     }
