@@ -431,7 +431,7 @@ write_l1(int fd, const struct vf_qcow2_empty *image, size_t entries, uint64_t fi
 static bool
 write_zeros(int fd, uint64_t from, uint64_t end)
 {
-    static unsigned char zeros[CHUNK] __attribute__((aligned(PAGE)));
+    static unsigned char zeros[CHUNK] __attribute__((aligned(PAGE))) = {0};
     struct iovec parts[CHUNKS_AT_ONCE];
     int flags = fcntl(fd, F_GETFL);
     bool direct = flags >= 0 && fcntl(fd, F_SETFL, flags | O_DIRECT) == 0;
