@@ -38,6 +38,9 @@ MIB = 1024 * 1024
 # machine. Emulated guests on a busy one need all of it now and then.
 PATIENCE = 120.0
 
+# Under TCG on a busy host a kernel that checks its timer finds none, and panics.
+KERNEL_WORDS = "console=ttyS0 quiet panic=0 no_timer_check"
+
 
 def _choose_qemu():
     """VMFROST_TEST_QEMU: a folder with the programs of another QEMU, or a suite of Debian's, whose
@@ -406,8 +409,7 @@ class Vm:
             "-smp", "1", "-m", str(self.memory), "-nodefaults", "-no-user-config",
             "-display", "none", "-vga", "none",
             "-kernel", built["kernel"], "-initrd", built["initramfs"],
-            # Under TCG on a busy host a kernel that checks its timer finds none, and panics.
-            "-append", f"console=ttyS0 quiet panic=0 no_timer_check {self.cmdline}".strip(),
+            "-append", f"{KERNEL_WORDS} {self.cmdline}".strip(),
             "-chardev", f"file,id=console,path={self.path('console.log')},append=on",
             "-serial", "chardev:console",
             "-qmp", self._listen("unix:{}", "qmp.sock"),

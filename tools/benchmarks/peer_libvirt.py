@@ -173,7 +173,7 @@ class Vm(lab.Vm):
         return f"""<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 <name>{self.name}</name><memory unit='MiB'>{self.memory}</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{built['kernel']}</kernel>
-<initrd>{built['initramfs']}</initrd><cmdline>console=ttyS0 quiet panic=0 no_timer_check</cmdline></os>
+<initrd>{built['initramfs']}</initrd><cmdline>{lab.KERNEL_WORDS}</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'/>
 <devices><emulator>/usr/bin/{self.binary}</emulator>{disks}
 <controller type='virtio-serial' index='0'/>
