@@ -95,11 +95,7 @@ class Run:
             if self.guest_answers():
                 self.look()
                 self.flags.add("agent-killed")
-                try:
-                    self.vm.sh("lab agent kill", check=False, slack=10)
-                except LabError:  # a restore has stopped the VM just now: the agent ends later, or never
-                    if self.running():
-                        raise
+                self.tell_guest("lab agent kill")
             return
         if who == "qemu":
             self.look()
@@ -117,10 +113,10 @@ class Run:
     def do_stop(self, fault, who):
         if who == "agent":
             if self.guest_answers():
-                self.vm.sh(f"pid=$(lab agent pid) && kill -STOP $pid && "
-                           f"(usleep {fault['ms'] * 1000}; kill -CONT $pid) "
-                           "</dev/null >/dev/null 2>&1 &", check=False)
                 self.flags.add("agent-stopped")
+                self.tell_guest(f"pid=$(lab agent pid) && kill -STOP $pid && "
+                                f"(usleep {fault['ms'] * 1000}; kill -CONT $pid) "
+                                "</dev/null >/dev/null 2>&1 &")
             return
         for pid in self.pids(who):
             with contextlib.suppress(ProcessLookupError):
@@ -199,6 +195,15 @@ class Run:
 
     def guest_lives(self):
         return self.reachable() and not self.flags & {"reset", "panic", "qemu-killed"}
+
+    def tell_guest(self, command):
+        """Has the guest's shell do that. When a restore stops the VM just then it is done later, or
+        never; when it resets the VM nobody is left to answer."""
+        try:
+            self.vm.sh(command, check=False, slack=10)
+        except LabError:
+            if self.running() and not self.reset_happened():
+                raise
 
     def look(self):
         """How much the guest has been promised, as late as can be told."""
