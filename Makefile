@@ -309,6 +309,7 @@ check-asan:
 .PHONY: coverage
 ifeq ($(VARIANT),cov)
 coverage:
+	$(Q)mkdir -p $(B)
 	$(Q)find $(B) -name '*.gcda' -delete
 	-$(Q)$(MAKE) --no-print-directory -k check-unit check-fuzz check-cli check-qemu check-guest
 	$(Q)tools/coverage --least src/engine=95 --least src/flows=93 --least src/wire=95
