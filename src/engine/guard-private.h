@@ -75,6 +75,7 @@ struct guard {
     int process; /* QEMU's folder below /proc: never that of another one with the same pid */
     pid_t qemu_pid;
     bool caller_gone, holding;
+    bool unheard; /* the agent has never answered on this connection */
     bool owes_thaw, owes_names;
     bool at_once;    /* the names do not wait for a cut */
     bool leading;    /* they wait for QEMU to have the bases open for writing */
@@ -82,6 +83,7 @@ struct guard {
     int64_t due, limit_ms;
     int64_t lost_at; /* the agent's socket, last */
     int reach_pause_ms;
+    uint64_t unheard_most; /* attempts on such a connection, until the agent is called anew */
     struct sockaddr_storage address; /* of the agent */
     socklen_t address_length;        /* 0: it cannot be called again */
     struct talk talk;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The way back to an agent whose socket has ended while its guest is frozen: somebody between us
- * and QEMU has hung up, or QEMU was told to.
+ * and QEMU has hung up, or QEMU was told to, or we did, because nothing was ever heard on it.
  *
  * Guarantees: nobody is called while the caller lives, who does that itself; a QEMU that is gone is
  * not waited for, and one that lives for as long as it does.
@@ -92,6 +92,7 @@ vf_guard_reach_agent(struct guard *guard)
                                 : guard->reach_pause_ms ? guard->reach_pause_ms * 2
                                                         : PAUSE_FIRST_MS;
         guard->agent = call(guard);
+        guard->unheard = true;
     }
     return true;
 }

@@ -17,6 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/descriptors.h"
+
 #define ANSWER_FIRST_MS 2000 /* without an answer, the thaw is sent again */
 #define ANSWER_MS 5000
 #define ANSWER_LATER_MS 30000 /* no agent runs, or one that is at work */
@@ -25,6 +27,8 @@
 #define PAUSE_MOST_MS 30000
 #define PASSES_MOST 16 /* of the loop until it rests */
 #define REST_MS 10
+#define UNHEARD_FIRST                                                                              \
+    3 /* attempts where the agent was never heard, until it is called anew; doubles */
 #define DRAIN_MS 5000 /* for the answers to attempts that were not needed */
 
 #define MARKER 0xff /* before a synchronising reply, and nowhere else in UTF-8 */
@@ -213,6 +217,22 @@ begin_talk(struct talk *talk)
     talk->thawed = -1;
 }
 
+/* See docs/protocol.md: the agent's port may be stuck until a client hangs up. While the caller
+ * lives that is its own affair. One that was heard is never hung up on, nor one that waits for
+ * QEMU: another client is served, the VM stands still, or the port is closed. */
+static bool
+is_in_vain(struct guard *guard)
+{
+    if (!guard->unheard_most)
+        guard->unheard_most = UNHEARD_FIRST;
+    if (!guard->unheard || !guard->caller_gone || guard->address_length == 0 ||
+        guard->talk.attempts < guard->unheard_most || !vf_all_is_read(guard->agent))
+        return false;
+    guard->unheard_most *= 2;
+    guard->reach_pause_ms = 0;
+    return true;
+}
+
 enum thaw_end
 vf_guard_thaw(struct guard *guard)
 {
@@ -224,8 +244,11 @@ vf_guard_thaw(struct guard *guard)
         bool resting = passes % PASSES_MOST == 0;
 
         /* What could not be written yet is an attempt itself: none is added behind it. */
-        if (talk->out_sent == talk->out_length && vf_guard_now_ms() >= talk->send_at)
+        if (talk->out_sent == talk->out_length && vf_guard_now_ms() >= talk->send_at) {
+            if (is_in_vain(guard))
+                break;
             compose_attempt(talk);
+        }
         if (!push_attempt(guard->agent, talk))
             break;
 
@@ -245,6 +268,8 @@ vf_guard_thaw(struct guard *guard)
             return THAW_CALLED_OFF;
         if ((fds[1].revents & ~POLLOUT) && !hear_agent(guard->agent, talk))
             break;
+        if (talk->phase != TALK_SYNC)
+            guard->unheard = false;
         if (talk->confirmed)
             return THAW_CONFIRMED;
     }

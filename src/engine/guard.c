@@ -84,6 +84,7 @@ prepare(const struct vf_guard_plan *plan, int link)
 
     guard->link = link;
     guard->agent = plan->agent_fd;
+    guard->unheard = plan->unheard;
     note_address(guard, plan->agent_path);
     guard->journal = plan->journal_fd;
     guard->qemu_pid = plan->qemu_pid;

@@ -13,7 +13,7 @@
  *     launcher opens. Else that name would lead to a state that the running guest has left behind.
  *  2. the thaw: it synchronises the agent's stream, sends the thaw, asks for the status, and does
  *     so again until the agent says "thawed" or QEMU is gone; over a new connection if the socket
- *     has ended. Then it adds a line to the journal.
+ *     has ended, or if the agent was never heard on it. Then it adds a line to the journal.
  *  3. names again, if the cut was not to be seen before the thaw.
  *
  * Where the VM stands still while its names are turned (a restore), they are owed whatever QEMU
@@ -57,6 +57,7 @@ struct vf_guard_name {
 
 struct vf_guard_plan {
     int agent_fd; /* the agent's socket, shared with the caller; -1: no freeze, names only */
+    bool unheard; /* the agent has not answered anything on it yet */
     const char *agent_path; /* how it is called again if the socket ends; NULL: not */
     int journal_fd;         /* opened with O_APPEND; -1: none */
     pid_t qemu_pid;         /* 0: not known; names are then left to recovery */

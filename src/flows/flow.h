@@ -266,6 +266,7 @@ struct vf_flow {
     bool half_merged; /* recovery: some images are merged, and the VM is gone */
     bool implicit;    /* recovery: before another operation, not asked for by a person */
     int64_t thaw_first_us;
+    unsigned unheard, unheard_most; /* attempts to thaw on a connection without any answer */
     char *obstacle, *remedy; /* what is in the way of the way back, and what to do about it; NULL */
     bool stopped;            /* we stopped the VM, and have to let it go on */
     bool job_all;            /* `job` is how the ids of all jobs begin that are waited for */

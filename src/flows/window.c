@@ -16,6 +16,9 @@
 #define GUARD_PATIENCE_MS 20000
 /* When an agent that is gone stays gone, the emergency thaw follows, if the user allows it. */
 #define EMERGENCY_AFTER_US 5000000
+/* Attempts to thaw on a connection on which the agent is never heard, until we call it anew.
+ * Doubles: an agent that is at work is to have the time for an answer. */
+#define UNHEARD_FIRST 2
 
 /* The guard, and a last sign of life from the agent. */
 
@@ -44,6 +47,7 @@ vf_guard_fork(struct vf_flow *flow, int agent_fd, struct vmfrost_error *error)
     struct vf_guard_plan plan = {
         .agent_fd = agent_fd,
         .agent_path = flow->agent.socket,
+        .unheard = agent_fd >= 0 && !vf_qga_was_heard(flow->qga),
         .journal_fd = flow->journal.fd,
         .qemu_pid = flow->qemu.pid,
         .names = names,
@@ -330,6 +334,24 @@ emergency_thaw(struct vf_flow *flow)
     vf_ask(flow, "send-key", arguments, on_emergency);
 }
 
+/* Where a client hung up while the VM stood still, the agent's port may be stuck: nothing that the
+ * agent says comes through on a new connection, until that one ends (docs/protocol.md). One on
+ * which it was heard is never given up, nor one that waits for QEMU: a thaw that waits in it is
+ * the next thing that is done. */
+static void
+give_up_unheard(struct vf_flow *flow)
+{
+    if (!flow->unheard_most)
+        flow->unheard_most = UNHEARD_FIRST;
+    if (!vf_qga_is_open(flow->qga) || ++flow->unheard < flow->unheard_most ||
+        !vf_qga_is_ignored(flow->qga))
+        return;
+    vf_log(&flow->log, VMFROST_LOG_INFO, "nothing comes from the agent: calling it anew");
+    flow->unheard = 0;
+    flow->unheard_most *= 2;
+    vf_qga_hang_up(flow->qga);
+}
+
 /* An attempt to thaw a guest that did not confirm its thaw: whatever was lost, the stream is
  * synchronised anew, behind all that the agent still has to do. */
 void
@@ -353,6 +375,7 @@ vf_step_thaw_again(struct vf_flow *flow)
         vf_flip_all(flow);
         vf_guard_named(&flow->guard);
     }
+    give_up_unheard(flow);
     if (vf_qga_is_open(flow->qga)) {
         send_thaw(flow);
         return;

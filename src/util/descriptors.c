@@ -2,7 +2,9 @@
 #include "util/descriptors.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -84,4 +86,12 @@ vf_close_others(const int *kept, size_t count)
 
     close(folder);
     return closed;
+}
+
+bool
+vf_all_is_read(int socket)
+{
+    int left = 0;
+
+    return ioctl(socket, SIOCOUTQ, &left) == 0 && left == 0;
 }

@@ -23,8 +23,10 @@
 #include <ev.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "util/cleanup.h"
+#include "util/descriptors.h"
 #include "util/json.h"
 #include "util/mem.h"
 #include "util/text.h"
@@ -69,6 +71,7 @@ struct vf_qga {
     struct vf_channel *channel;
 
     enum qga_state state;
+    bool heard; /* a marker, on this connection */
     char *path;
     int connect_ms;
     struct ev_timer timer; /* runs while CONNECTING */
@@ -161,6 +164,7 @@ vf_qga_open(struct vf_qga *qga, const char *path, vf_reply_fn *fn, void *data)
     /* Whoever opens anew knows that the last connection is gone. */
     free(VF_STEAL(qga->lost_why));
     qga->path = vf_strdup(path);
+    qga->heard = false;
     qga->opening = (struct callback){fn, data};
     ev_now_update(qga->loop);
     ev_timer_set(&qga->timer, qga->connect_ms / 1000., 0.);
@@ -312,6 +316,7 @@ qga_on_marker(void *owner)
 {
     struct vf_qga *qga = owner;
 
+    qga->heard = true;
     switch (qga->state) {
     case QGA_CLOSED:
     case QGA_CONNECTING:
@@ -405,6 +410,16 @@ vf_qga_close(struct vf_qga *qga)
     qga_shut(qga);
 }
 
+void
+vf_qga_hang_up(struct vf_qga *qga)
+{
+    int fd = vf_qga_fd(qga);
+
+    if (fd >= 0)
+        shutdown(fd, SHUT_RDWR);
+    vf_qga_close(qga);
+}
+
 /* Life */
 
 struct vf_qga *
@@ -453,6 +468,18 @@ bool
 vf_qga_is_open(const struct vf_qga *qga)
 {
     return vf_channel_is_open(qga->channel);
+}
+
+bool
+vf_qga_was_heard(const struct vf_qga *qga)
+{
+    return qga->heard;
+}
+
+bool
+vf_qga_is_ignored(const struct vf_qga *qga)
+{
+    return vf_qga_is_open(qga) && !qga->heard && vf_all_is_read(vf_qga_fd(qga));
 }
 
 int

@@ -51,7 +51,15 @@ void vf_qga_open(struct vf_qga *qga, const char *path, vf_reply_fn *fn, void *da
  * callback. What QEMU has already been given may still be executed by the guest. */
 void vf_qga_close(struct vf_qga *qga);
 
+/* The same, and for everybody who shares the socket: QEMU is told that its client is gone. */
+void vf_qga_hang_up(struct vf_qga *qga);
+
 bool vf_qga_is_open(const struct vf_qga *qga);
+/* Has the agent answered anything on this connection, in time or late? */
+bool vf_qga_was_heard(const struct vf_qga *qga);
+/* Not heard, although QEMU has taken all that was said: neither is another client being served, nor
+ * does the VM stand still, nor is the agent's port closed. */
+bool vf_qga_is_ignored(const struct vf_qga *qga);
 int vf_qga_fd(const struct vf_qga *qga); /* borrowed; -1 if closed */
 
 /* Sends one command. `arguments` (may be NULL) is owned by this call. No other request may be

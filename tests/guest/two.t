@@ -105,6 +105,42 @@ def agent_is_taken_frozen(site):
     clean(site, "frozen and taken", "orphan")
 
 
+def answer_to_nobody(site, name):
+    """vmfrost and its guard are killed while somebody has stopped the VM, so that the guest is not told
+    that they hung up; when it goes on it freezes, and QEMU (7.2) keeps the answer, and all that come after
+    it, until a client hangs up that the guest was told of. See docs/protocol.md."""
+    site.vm.set_fault("freeze", "slow:2")
+    command = site.start("snapshot", f"web@{name}", "--frozen-limit", "20s")
+    wait_until(lambda: "freezing" in site.journal_states(), what="the freeze")
+    time.sleep(1)
+    site.vm.qmp("stop")
+    for guard in site.guards():
+        site.kill_guard(guard)
+    command.signal(signal.SIGKILL)
+    command.wait()
+    time.sleep(0.5)
+    site.vm.qmp("cont")
+    wait_until(lambda: not site.vm.guest_writes_ok(timeout=2), what="the freeze's end")
+    site.vm.clear_faults()
+
+
+def agent_is_stuck(site):
+    answer_to_nobody(site, "stuck")
+    began = time.monotonic()
+    site.expect(0, "recover", "web", what="its port is stuck: recover: exit 0")
+    site.tap.ok(time.monotonic() - began < SOON, "its port is stuck: soon")
+    clean(site, "its port is stuck", "stuck")
+
+
+def agent_is_stuck_for_guard(site):
+    answer_to_nobody(site, "deaf")
+    done = site.start("recover", "web", env={"VMFROST_TEST_AT": "kill:thaw-more"}).wait()
+    site.judge(done, -signal.SIGKILL, "its port is stuck: recover is killed")
+    site.tap.is_(len(site.guards()), 1, "its port is stuck: recover's guard is there")
+    wait_until(lambda: not site.guards(), what="the guard's thaw")
+    clean(site, "its port is stuck, a guard", "deaf")
+
+
 # --- freezing and thawing
 
 def frozen_before_us(site):
@@ -248,9 +284,10 @@ def main():
         with Site(tap, folder, [Disk("web"), Disk("data")], bus="virtio-scsi",
                   extra=["-qmp", f"unix:{folder}/vm/{OTHER},server=on,wait=off"]) as site:
             site.boot().vm.start_writer("web", "data", pause_us=5000)
-            for part in (agent_is_taken, agent_is_waited_for, agent_is_taken_frozen, frozen_before_us,
-                         half_frozen_before_us, thawed_in_between, stopped_for_a_moment,
-                         stopped_in_between, another_vmfrost, at_the_same_time, reset_in_between,
+            for part in (agent_is_taken, agent_is_waited_for, agent_is_taken_frozen, agent_is_stuck,
+                         agent_is_stuck_for_guard, frozen_before_us, half_frozen_before_us,
+                         thawed_in_between, stopped_for_a_moment, stopped_in_between,
+                         another_vmfrost, at_the_same_time, reset_in_between,
                          unplugged_in_between):
                 if ONLY not in part.__name__:
                     continue

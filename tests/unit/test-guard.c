@@ -1445,11 +1445,38 @@ test_silent_agent(struct lab *lab, double since)
     close_lab(lab);
 }
 
+/* Nothing was ever heard from its agent: after three attempts, and when all is read that was said,
+ * it is called anew. */
+static void
+test_stuck_agent(struct lab *lab, int listener)
+{
+    unsigned long long id = 0;
+    struct pollfd fds[] = {{.fd = listener, .events = POLLIN}};
+    char bytes[4096];
+    ssize_t got;
+
+    for (int i = 0; i < 3; i++)
+        ok(take_attempt(lab, PATIENCE_MS, &id), "an agent that was never heard: the thaw is sent");
+    is_int(poll(fds, 1, 0), 0, "... and nobody is called yet");
+    do
+        got = recv(lab->agent, bytes, sizeof bytes, 0);
+    while (got > 0);
+    is_int(got, 0, "... then the guard hangs up");
+    ok(poll(fds, 1, PATIENCE_MS * patience) == 1, "... and calls anew");
+    close_lab(lab);
+    lab->length = 0;
+    lab->agent = accept(listener, NULL, NULL);
+    thaw_and_end(lab, "a second call");
+    close(listener);
+}
+
 int
 main(void)
 {
     const char *preload = getenv("LD_PRELOAD");
-    struct lab silent;
+    struct lab silent, stuck;
+    struct caller_plan unheard = plain;
+    char path[64];
 
     patience = preload && strstr(preload, "vgpreload") ? 5 : 1;
     alarm(120); /* callers and QEMUs die with the test, and guards with the agent's sockets */
@@ -1462,6 +1489,16 @@ main(void)
     tell(&silent, 'f', 10000);
     end_child(silent.caller);
     double since = now();
+
+    snprintf(path, sizeof path, "%s/stuck.sock", folder);
+    int listener = listen_at(path, 1);
+
+    unheard.plan.agent_path = path;
+    unheard.plan.qemu_pid = getpid();
+    unheard.plan.unheard = true;
+    open_lab(&stuck, unheard);
+    tell(&stuck, 'f', 10000);
+    end_child(stuck.caller);
 
     test_killed_caller();
     test_other_callers();
@@ -1484,6 +1521,7 @@ main(void)
     test_names_of_stopped_caller();
     test_locks();
     test_silent_agent(&silent, since);
+    test_stuck_agent(&stuck, listener);
 
     /* Whoever is still there is a child of ours, so that its pid is its own. */
     size_t left = 0;

@@ -525,6 +525,37 @@ test_unasked(void)
     }
 }
 
+/* Of a silent connection the caller decides whether to go on waiting. */
+static void
+test_hang_up(void)
+{
+    meet();
+    call("guest-ping", "ping");
+    ok(!vf_qga_is_ignored(qga), "what was not read yet is not ignored");
+    int64_t id = hear_sync();
+
+    peer_expect(&peer, "{\"execute\":\"guest-ping\"}\n");
+    vf_qga_forget(qga);
+    ok(!vf_qga_was_heard(qga) && vf_qga_is_ignored(qga), "what was read, and not answered, is");
+    answer_sync(id);
+    ok(UNTIL(vf_qga_was_heard(qga)), "a late answer to a sync is heard");
+    ok(!vf_qga_is_ignored(qga), "... and that is an answer");
+
+    int shared = dup(vf_qga_fd(qga));
+    char byte;
+
+    vf_qga_hang_up(qga);
+    ok(!vf_qga_is_open(qga), "hung up");
+    peer_hear(&peer);
+    peer.length = 0;
+    is_int(recv(peer.fd, &byte, 1, MSG_DONTWAIT), 0, "... for everybody who shares the socket");
+    close(shared);
+    vf_qga_hang_up(qga);
+    dial(peer.path);
+    ok(!vf_qga_was_heard(qga), "a new connection is another one");
+    part();
+}
+
 static void
 test_loss(void)
 {
@@ -755,6 +786,7 @@ main(void)
     test_answers();
     test_too_large();
     test_unasked();
+    test_hang_up();
     test_loss();
     test_callbacks_that_act();
     test_flood();
