@@ -350,6 +350,9 @@ class Run:
     def wait_for_boot(self, boots):
         wait_until(lambda: self.vm.boots() > boots, 4 * lab.PATIENCE, "the guest's boot")
         self.vm.hang_up()
+        if "agent-killed" in self.flags:  # by what the shell of the former boot was told, perhaps
+            self.vm.wait_ready()
+            self.vm.sh("lab agent pid >/dev/null || lab agent start")
         self.vm.wait_agent()
         self.flags.add("rebooted")
 
