@@ -60,6 +60,24 @@ vf_history_was_offline(const struct vf_flow *flow)
 }
 
 bool
+vf_history_daemon_lives(const struct vf_flow *flow)
+{
+    return vf_history_was_offline(flow) && !vf_process_gone(flow->qemu);
+}
+
+bool
+vf_history_is_rid_of_daemon(struct vf_flow *flow)
+{
+    if (!vf_history_daemon_lives(flow))
+        return true;
+    vf_note(flow, VMFROST_FAILED,
+            "the %s (process %d) of the operation that was interrupted has not ended yet",
+            VF_DAEMON_NAME, (int)flow->qemu.pid);
+    vf_advise(flow, "wait for its end, then run vmfrost recover %s again", flow->vm.name);
+    return false;
+}
+
+bool
 vf_history_thaw_owed(const struct vf_flow *flow)
 {
     size_t freezing = vf_history_index(flow, "freezing");

@@ -21,6 +21,10 @@ bool vf_history_adopt(struct vf_flow *flow);
 /* The VM was not running: the process in the journal is the storage daemon, which ends with whoever
  * started it. */
 bool vf_history_was_offline(const struct vf_flow *flow);
+/* It takes a moment to end. */
+bool vf_history_daemon_lives(const struct vf_flow *flow);
+/* False, and said why: it has not ended in all that moment. */
+bool vf_history_is_rid_of_daemon(struct vf_flow *flow);
 /* {0, 0}: none. */
 struct vf_process vf_history_guard(const struct vf_flow *flow);
 bool vf_history_guard_lives(const struct vf_flow *flow);

@@ -111,17 +111,11 @@ read_journal(struct vf_flow *flow)
 
 /* The guard. */
 
-/* A storage daemon takes a moment to die with whoever started it. */
-static bool
-daemon_lives(const struct vf_flow *flow)
-{
-    return vf_history_was_offline(flow) && !vf_process_gone(flow->qemu);
-}
-
 static void
 wait_for_guard(struct vf_flow *flow)
 {
-    vf_end(flow, vf_history_guard_lives(flow) || daemon_lives(flow) ? VF_REFUSED : VF_OK);
+    vf_end(flow,
+           vf_history_guard_lives(flow) || vf_history_daemon_lives(flow) ? VF_REFUSED : VF_OK);
 }
 
 static bool
@@ -129,13 +123,8 @@ is_rid_of_daemon(struct vf_flow *flow)
 {
     if (!vf_history_was_offline(flow))
         return true;
-    if (daemon_lives(flow)) {
-        vf_note(flow, VMFROST_FAILED,
-                "the %s (process %d) of the operation that was interrupted has not ended yet",
-                VF_DAEMON_NAME, (int)flow->qemu.pid);
-        vf_advise(flow, "wait for its end, then run vmfrost recover %s again", flow->vm.name);
+    if (!vf_history_is_rid_of_daemon(flow))
         return false;
-    }
     flow->engine.conditions &= ~(unsigned)VF_IF_QEMU;
     flow->engine.conditions |= VF_IF_OFFLINE;
     return true;

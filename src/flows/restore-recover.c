@@ -68,7 +68,7 @@ remember(struct vf_flow *flow)
     flow->restore.running = vf_json_bool(halting, "running", false);
     flow->restore.old_nodes = json_object_get(vf_json_array(halting, "nodes"));
     flow->cut_begun = halting;
-    if (halting && !vf_json_bool(halting, "online", true))
+    if (vf_history_was_offline(flow) || (halting && !vf_json_bool(halting, "online", true)))
         flow->engine.conditions |= VF_IF_STOPPED;
 }
 
@@ -103,7 +103,8 @@ read_journal(struct vf_flow *flow)
 static void
 wait_for_guard(struct vf_flow *flow)
 {
-    vf_end(flow, vf_history_guard_lives(flow) ? VF_REFUSED : VF_OK);
+    vf_end(flow,
+           vf_history_guard_lives(flow) || vf_history_daemon_lives(flow) ? VF_REFUSED : VF_OK);
 }
 
 static void
@@ -113,7 +114,7 @@ dismiss_guard(struct vf_flow *flow)
 
     if (guard.pid)
         vf_guard_dismiss(guard.pid, guard.started, 0);
-    vf_end(flow, VF_OK);
+    vf_end(flow, vf_history_is_rid_of_daemon(flow) ? VF_OK : VF_REFUSED);
 }
 
 /* Deciding. */

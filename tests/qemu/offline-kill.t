@@ -178,32 +178,36 @@ def killed(t):
 
 def slow_to_die(t):
     """The storage daemon takes its time to end after vmfrost was killed; or does not end."""
-    for seconds in (0.7, 60):
-        wrong = []
-        vm = stopped(drive)
-        try:
-            finish(vm.start_vmfrost("snapshot", "@one", env={"VMFROST_TEST_AT": "kill:verify"}))
-            daemon = lab.spawn(["sleep", str(seconds)])
-            started = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()[19]
-            journal, = vm.journal()
-            text = journal.read_text()
-            text = re.sub(r'"qemu": ?\d+', f'"qemu": {daemon.pid}', text, count=1)
-            journal.write_text(re.sub(r'"qemuStarted": ?\d+', f'"qemuStarted": {started}', text,
-                                      count=1))
-            if seconds > 1:
-                out = recover(vm, wrong, "it lives", codes=(1,))
-                if f"process {daemon.pid}" not in out.error or not out.next:
-                    wrong.append(f"{out.error} | {out.next}")
-                content(vm, "it lives", wrong, {disk: [1, 0] for disk in DISKS})
-                daemon.kill()
-                daemon.wait()
-            recover(vm, wrong, "it ended")
-            content(vm, "it ended", wrong, {disk: [1, 0] for disk in DISKS})
-            if left_over(vm, "it ended", wrong) != ["one"]:
-                wrong.append(f"records: {records(vm)}")
-        finally:
-            vm.__exit__()
-        t.is_(wrong, [], "the daemon " + ("does not end" if seconds > 1 else "takes its time to end"))
+    for words, point in ((["snapshot", "@one"], "verify"), (["restore", "@one"], "guard")):
+        for seconds in (0.7, 60):
+            wrong = []
+            vm = stopped(drive)
+            try:
+                if words[0] == "restore":
+                    finish(vm.start_vmfrost("snapshot", "@one"))
+                finish(vm.start_vmfrost(*words, env={"VMFROST_TEST_AT": f"kill:{point}"}))
+                daemon = lab.spawn(["sleep", str(seconds)])
+                started = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()[19]
+                journal, = vm.journal()
+                text = journal.read_text()
+                text = re.sub(r'"qemu": ?\d+', f'"qemu": {daemon.pid}', text, count=1)
+                journal.write_text(re.sub(r'"qemuStarted": ?\d+', f'"qemuStarted": {started}', text,
+                                          count=1))
+                if seconds > 1:
+                    out = recover(vm, wrong, "it lives", codes=(1,))
+                    if f"process {daemon.pid}" not in out.error or not out.next:
+                        wrong.append(f"{out.error} | {out.next}")
+                    content(vm, "it lives", wrong, {disk: [1, 0] for disk in DISKS})
+                    daemon.kill()
+                    daemon.wait()
+                recover(vm, wrong, "it ended")
+                content(vm, "it ended", wrong, {disk: [1, 0] for disk in DISKS})
+                if left_over(vm, "it ended", wrong) != ["one"]:
+                    wrong.append(f"records: {records(vm)}")
+            finally:
+                vm.__exit__()
+            t.is_(wrong, [], f"{words[0]}: the daemon " +
+                  ("does not end" if seconds > 1 else "takes its time to end"))
 
 
 def daemon_of(command):
