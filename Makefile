@@ -335,7 +335,7 @@ endif
 # The unit tests, and the command with and without a QEMU: faults, leaks, descriptors.
 check-valgrind: bootstrap
 	$(Q)$(MAKE) --no-print-directory all unit
-	$(Q)VALGRIND=1 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '$(VALGRIND)' $(UNIT_BIN)
+	$(Q)VALGRIND=1 VMFROST_FLEET=10 $(PROVE) $(PROVE_FLAGS) -j $(JOBS) --exec '$(VALGRIND)' $(UNIT_BIN)
 	$(Q)VMFROST_UNDER_VALGRIND=$(VMFROST) VMFROST=$(CURDIR)/tests/valgrind/vmfrost \
 	    $(PROVE) $(PROVE_FLAGS) -j $(JOBS) tests/valgrind/life.t $(TESTS_CLI)
 

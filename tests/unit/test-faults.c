@@ -1950,7 +1950,7 @@ happen(struct state *s, const struct choice *choice)
 
     for (size_t i = 0; i < done; i++)
         perform(s, acts.list[i]);
-    if (choice->late)
+    if (choice->late && done < acts.count)
         leave_for_later(s, acts.list[done]);
     if (s->model->turns_back && choice->kind == REPLY_REFUSED)
         flip_gives_up(s);

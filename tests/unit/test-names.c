@@ -408,6 +408,11 @@ static void
 test_trial(void)
 {
     int status = -1;
+    if (getenv("VALGRIND")) {
+        diag("hard links are tried where they may not work: not under valgrind, whose files are on "
+             "what is mounted over");
+        return;
+    }
     pid_t pid = fork();
 
     if (pid == 0)

@@ -206,7 +206,8 @@ test_sync(void)
     close(pair[1]);
     run_loop(10);
     is_int(heard.calls, 1, "files are written out");
-    is_int(heard.status, 0, "... by a child of ours that has ended well");
+    if (!getenv("VALGRIND")) /* it looks for leaks in that child, where nobody frees anything */
+        is_int(heard.status, 0, "... by a child of ours that has ended well");
     ok(read(pair[0], file, 1) == 0, "... and keeps nothing of ours open");
     vf_program_stop(program);
     ok(waitpid(-1, NULL, WNOHANG) < 0, "... and is gone");
@@ -227,7 +228,10 @@ main(void)
     test_output();
     test_surroundings();
     test_stop();
-    test_missing();
+    if (getenv("VALGRIND")) /* a vfork() is a fork() there, and the child's error is lost */
+        diag("a program that is not there: not tried under valgrind");
+    else
+        test_missing();
     test_sync();
     ev_loop_destroy(loop);
     return done_testing();
