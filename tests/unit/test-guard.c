@@ -12,6 +12,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
@@ -168,6 +169,7 @@ struct caller_plan {
     int output;     /* its standard output; -1: the test's own */
     bool with_lock; /* it holds one */
     bool blocked;   /* the agent's connection takes no more */
+    int listener;   /* of the agent's, behind TCP; 0: none, its connection is a pair */
 };
 
 static void
@@ -296,6 +298,40 @@ struct lab {
 
 static const struct caller_plan plain = {.plan = {.journal_fd = -1}, .output = -1, .far_end = -1};
 
+/* *port 0: any. */
+static int
+listen_at_port(int *port)
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET,
+        .sin_port = htons((uint16_t)*port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    socklen_t length = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), again = 1;
+
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &again, sizeof again) < 0 ||
+        bind(fd, (struct sockaddr *)&address, length) < 0 || listen(fd, 1) < 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+        abort();
+    *port = ntohs(address.sin_port);
+    return fd;
+}
+
+/* What socketpair() makes, by way of a listener. */
+static void
+connect_pair(int listener, int pair[2])
+{
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+
+    pair[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (getsockname(listener, (struct sockaddr *)&address, &length) < 0 ||
+        connect(pair[1], (struct sockaddr *)&address, length) < 0)
+        abort();
+    pair[0] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+}
+
 static void
 open_lab(struct lab *lab, struct caller_plan caller)
 {
@@ -305,7 +341,9 @@ open_lab(struct lab *lab, struct caller_plan caller)
 
     memset(lab, 0, sizeof *lab);
     snprintf(lab->journal, sizeof lab->journal, "%s/journal-%d", folder, number++);
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+    if (caller.listener)
+        connect_pair(caller.listener, pair);
+    else if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         abort();
     fcntl(pair[1], F_SETFL, O_NONBLOCK);
     while (caller.blocked && send(pair[1], "x", 1, 0) == 1)
@@ -883,6 +921,34 @@ test_hung_up(void)
     ok(ended(lab.guard, PATIENCE_MS), "... which a zombie does not");
     waitpid(qemu, NULL, 0);
     unlink(path);
+}
+
+/* Its QEMU may be on another host, where nobody can see whether it lives. */
+static void
+test_far_agent(void)
+{
+    char path[64];
+    struct caller_plan caller = plain;
+    struct lab lab;
+    unsigned long long id = 0;
+    int port = 0;
+
+    caller.listener = listen_at_port(&port);
+    snprintf(path, sizeof path, "tcp:127.0.0.1:%d", port);
+    caller.plan.agent_path = path;
+    open_lab(&lab, caller);
+    tell(&lab, 'f', 10000);
+    end_child(lab.caller);
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "an agent behind TCP: the thaw is sent");
+    ok(call_again(&lab, caller.listener), "... and it is called again");
+    ok(take_attempt(&lab, PATIENCE_MS, &id), "... and told the same");
+    close(caller.listener);
+    close_lab(&lab);
+    ok(!ended(lab.guard, 150), "... also when nobody answers");
+    caller.listener = listen_at_port(&port);
+    ok(call_again(&lab, caller.listener), "... until somebody does");
+    thaw_and_end(&lab, "an agent behind TCP");
+    close(caller.listener);
 }
 
 static void
@@ -1509,6 +1575,7 @@ main(void)
     test_flooding_agent();
     test_lost_agent();
     test_hung_up();
+    test_far_agent();
     test_hold();
     test_killed_guard();
     test_dismiss();
